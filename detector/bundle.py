@@ -1,0 +1,332 @@
+"""A folder that grows by stages: backbone, decoupled network, detector.
+
+Weights are safetensors, the scikit-learn pipeline is skops with an explicit list of types, the rest is JSON. Nothing
+is loaded before every part has the SHA-256 that the manifest states, and nothing is unpickled, ever.
+
+    DIR/manifest.json          schema, stages, versions, data, seeds, SHA-256 of every part
+    DIR/backbone.safetensors   stage 1
+    DIR/network.safetensors    stage 2: the decoupled network, gates included
+    DIR/classifier.skops       stage 3: scikit-learn pipeline on features of the path
+    DIR/calibration.safetensors          scores of clean calibration images
+"""
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+import safetensors.torch
+import skops.io
+from safetensors import SafetensorError
+from sklearn.base import BaseEstimator
+from torch import nn
+
+from detector.decouple import GatedNet, decouple
+from detector.errors import ArtifactError
+from detector.files import write_whole
+from detector.images import ImageSpec
+from detector.networks import build_network
+from detector.thresholds import Calibration
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+BACKBONE, NETWORK, CLASSIFIER, CALIBRATION = (
+    "backbone.safetensors", "network.safetensors", "classifier.skops", "calibration.safetensors",
+)  # fmt: skip
+# Beyond the types that skops trusts by itself; a type that is not listed stops the loading.
+TRUSTED_TYPES: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkInfo:
+    """What it takes to rebuild the networks of a bundle.
+
+    Attributes:
+        name: of the backbone, in `detector.networks.NETWORKS`.
+        classes: names of the classes, in the order of their index.
+        spec: the images that it takes.
+        data: name of the data set that it was trained on.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    spec: ImageSpec
+    data: str
+
+
+@dataclass(frozen=True, slots=True)
+class GatesInfo:
+    """How the backbone was decoupled.
+
+    Attributes:
+        keep: share of filters that was asked to stay open, in (0, 1].
+        normalised: whether gate logits are batch-normalised.
+        objective: name of the training objective.
+    """
+
+    keep: float
+    normalised: bool
+    objective: str
+
+
+@dataclass(frozen=True, slots=True)
+class DetectorInfo:
+    """How the detector was fitted.
+
+    Attributes:
+        features: name of the features, in `detector.features.FEATURES`.
+        max_false_alarm_rate: the rate at which it flags unless asked otherwise, in (0, 1).
+        recipes: names of the attacks that it was fitted on.
+    """
+
+    features: str
+    max_false_alarm_rate: float
+    recipes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a bundle holds.
+
+    Attributes:
+        network: the backbone and its images.
+        gates: None before the network is decoupled.
+        detector: None before a detector is fitted.
+        parts: file name -> its SHA-256.
+        training: stage -> command line, seed, figures and other facts about how it was made.
+        versions: of Python and of the libraries that wrote it.
+        schema: version of this layout.
+    """
+
+    network: NetworkInfo
+    gates: GatesInfo | None = None
+    detector: DetectorInfo | None = None
+    parts: Mapping[str, str] = field(default_factory=dict)
+    training: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+
+class Bundle:
+    """A verified bundle; its parts are read when they are asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open a bundle and verify every part.
+
+        Raises:
+            ArtifactError: the manifest is missing, damaged or newer, or a part is missing or altered.
+        """
+        self.folder = folder
+        path = folder / MANIFEST
+        if not path.is_file():
+            raise ArtifactError(f"expected a bundle in {folder}, got no {MANIFEST}; `pathguard train` begins one")
+        content = path.read_bytes()
+        self.manifest = _manifest_from(content, path)
+        self.digest = hashlib.sha256(content).hexdigest()
+        # What was verified is what is used: the bytes are read once and kept until asked for.
+        self._contents = {name: self._verified(name, expected) for name, expected in self.manifest.parts.items()}
+
+    def backbone(self) -> nn.Module:
+        """The plain network, in evaluation mode.
+
+        Raises:
+            ArtifactError: its weights do not fit the network that the manifest names.
+        """
+        info = self.manifest.network
+        network = build_network(info.name, info.spec.channels, len(info.classes))
+        return self._with_weights(network, BACKBONE)
+
+    def network(self) -> GatedNet:
+        """The decoupled network, in evaluation mode.
+
+        Raises:
+            ArtifactError: the bundle has none yet, or its weights do not fit.
+        """
+        info, gates = self.manifest.network, self.manifest.gates
+        if gates is None:
+            raise ArtifactError(
+                f"expected a decoupled network in {self.folder}, got a backbone; run `pathguard decouple`"
+            )
+        plain = build_network(info.name, info.spec.channels, len(info.classes))
+        network = decouple(plain, gates.keep, gates.normalised)
+        self._with_weights(network, NETWORK)
+        return network
+
+    def classifier(self) -> BaseEstimator:
+        """The scikit-learn pipeline.
+
+        Raises:
+            ArtifactError: the bundle has none yet, or it holds types that are not trusted.
+        """
+        self._require_detector()
+        content = self._contents[CLASSIFIER]
+        unknown = sorted(set(skops.io.get_untrusted_types(data=content)) - set(TRUSTED_TYPES))
+        if unknown:
+            raise ArtifactError(f"expected trusted scikit-learn types in {CLASSIFIER}, got {', '.join(unknown)}")
+        loaded: BaseEstimator = skops.io.loads(content, trusted=list(TRUSTED_TYPES))
+        return loaded
+
+    def calibration(self) -> Calibration:
+        """The calibration scores.
+
+        Raises:
+            ArtifactError: the bundle has none yet.
+        """
+        self._require_detector()
+        return Calibration(safetensors.numpy.load(self._contents[CALIBRATION])["scores"])
+
+    @property
+    def network_digest(self) -> str:
+        """SHA-256 of the decoupled network's weights: what attacks and paths belong to.
+
+        Raises:
+            ArtifactError: the bundle has no decoupled network yet.
+        """
+        if NETWORK not in self.manifest.parts:
+            raise ArtifactError(
+                f"expected a decoupled network in {self.folder}, got a backbone; run `pathguard decouple`"
+            )
+        return self.manifest.parts[NETWORK]
+
+    @property
+    def threshold_digest(self) -> str:
+        """SHA-256 of the calibration scores.
+
+        Raises:
+            ArtifactError: the bundle has no detector yet.
+        """
+        self._require_detector()
+        return self.manifest.parts[CALIBRATION]
+
+    def _require_detector(self) -> DetectorInfo:
+        if self.manifest.detector is None:
+            raise ArtifactError(f"expected a detector in {self.folder}, got a network without one; run `pathguard fit`")
+        return self.manifest.detector
+
+    def _verified(self, name: str, expected: str) -> bytes:
+        path = self.folder / name
+        if path.parent != self.folder or not path.is_file():
+            raise ArtifactError(f"expected the part {name} in {self.folder}, got no such file")
+        content = path.read_bytes()
+        found = hashlib.sha256(content).hexdigest()
+        if found != expected:
+            raise ArtifactError(f"expected {path} with SHA-256 {expected[:12]}..., got {found[:12]}...: it was altered")
+        return content
+
+    def _with_weights(self, network: nn.Module, part: str) -> nn.Module:
+        try:
+            network.load_state_dict(safetensors.torch.load(self._contents[part]))
+        except (RuntimeError, SafetensorError, KeyError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ArtifactError(f"expected weights of {self.manifest.network.name} in {part}, got: {reason}") from None
+        return network.eval()
+
+
+def begin_bundle(folder: Path, info: NetworkInfo, backbone: nn.Module, training: Mapping[str, object]) -> Bundle:
+    """Write a new bundle with its first stage, the backbone.
+
+    Args:
+        folder: where; made if missing.
+        info: what it takes to rebuild the backbone.
+        backbone: the trained network.
+        training: how it was made, JSON values.
+    """
+    return _grow(folder, Manifest(info), "backbone", training, {BACKBONE: _weights(backbone)})
+
+
+def add_network(
+    bundle: Bundle, folder: Path, gates: GatesInfo, network: GatedNet, training: Mapping[str, object]
+) -> Bundle:
+    """The second stage: `bundle` with a decoupled network, written to `folder` (its own or another).
+
+    A detector that was fitted on an earlier network is left out: its paths mean nothing to the new one.
+    """
+    manifest = replace(
+        bundle.manifest,
+        gates=gates,
+        detector=None,
+        parts={BACKBONE: bundle.manifest.parts[BACKBONE]},
+        training={"backbone": bundle.manifest.training["backbone"]},
+    )
+    parts = {NETWORK: _weights(network)}
+    if folder != bundle.folder:
+        parts[BACKBONE] = bundle._contents[BACKBONE]
+    return _grow(folder, manifest, "network", training, parts)
+
+
+def add_detector(
+    bundle: Bundle,
+    info: DetectorInfo,
+    classifier: BaseEstimator,
+    calibration: Calibration,
+    training: Mapping[str, object],
+) -> Bundle:
+    """The third stage: the bundle, in its own folder, with a fitted and calibrated detector.
+
+    Raises:
+        ArtifactError: the classifier holds types that could not be loaded again.
+    """
+    content = skops.io.dumps(classifier)
+    unknown = sorted(set(skops.io.get_untrusted_types(data=content)) - set(TRUSTED_TYPES))
+    if unknown:
+        raise ArtifactError(f"expected a classifier of trusted scikit-learn types, got {', '.join(unknown)}")
+    scores = safetensors.numpy.save({"scores": np.ascontiguousarray(calibration.scores)})
+    manifest = replace(bundle.manifest, detector=info)
+    return _grow(bundle.folder, manifest, "detector", training, {CLASSIFIER: content, CALIBRATION: scores})
+
+
+def _grow(
+    folder: Path, manifest: Manifest, stage: str, training: Mapping[str, object], contents: Mapping[str, bytes]
+) -> Bundle:
+    """Write the parts, then the manifest that names them: a bundle is never seen half-grown."""
+    try:
+        digests = {name: write_whole(folder / name, content) for name, content in contents.items()}
+        grown = replace(
+            manifest,
+            parts={**manifest.parts, **digests},
+            training={**manifest.training, stage: training},
+            versions=_versions(),
+        )
+        write_whole(folder / MANIFEST, json.dumps(asdict(grown), indent=2, sort_keys=True).encode())
+    except OSError as error:
+        raise ArtifactError(f"expected to write the bundle {folder}, got: {error.strerror}") from None
+    return Bundle(folder)
+
+
+def _weights(network: nn.Module) -> bytes:
+    return safetensors.torch.save({name: value.contiguous() for name, value in network.state_dict().items()})
+
+
+def _versions() -> dict[str, str]:
+    libraries = ("torch", "scikit-learn", "skops", "safetensors", "numpy")
+    return {"python": platform.python_version(), **{library: version(library) for library in libraries}}
+
+
+def _manifest_from(content: bytes, path: Path) -> Manifest:
+    try:
+        raw: dict[str, Any] = json.loads(content)
+        schema = raw["schema"]
+        if schema != SCHEMA:
+            raise ArtifactError(
+                f"expected a bundle of schema {SCHEMA}, got schema {schema} in {path}; update pathguard"
+            )
+        network, gates, detector = raw["network"], raw["gates"], raw["detector"]
+        return Manifest(
+            network=NetworkInfo(
+                network["name"], tuple(network["classes"]), ImageSpec(**network["spec"]), network["data"]
+            ),
+            gates=GatesInfo(**gates) if gates else None,
+            detector=DetectorInfo(**{**detector, "recipes": tuple(detector["recipes"])}) if detector else None,
+            parts=raw["parts"],
+            training=raw["training"],
+            versions=raw["versions"],
+            schema=schema,
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"expected a bundle's manifest in {path}, got a damaged one ({error!r})") from None

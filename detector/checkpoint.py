@@ -1,0 +1,79 @@
+"""What a training run needs to go on: weights, momenta and the epoch, in one safetensors file, whole or absent."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from detector.errors import TrainingError
+from detector.files import write_whole
+
+FILE = "checkpoint.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A training run between two epochs.
+
+    Attributes:
+        epoch: finished epochs.
+        run: what makes the run this one (network, data, seed, schedule), JSON values.
+        tensors: weights as `weights.NAME`, momenta as `momentum.NAME`.
+    """
+
+    epoch: int
+    run: Mapping[str, object]
+    tensors: Mapping[str, Tensor]
+
+
+def save_checkpoint(
+    folder: Path, epoch: int, run: Mapping[str, object], network: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """Write the checkpoint of `folder`; an interruption at any moment leaves the old one or the new one."""
+    tensors = {f"weights.{name}": value.contiguous() for name, value in network.state_dict().items()}
+    for name, parameter in network.named_parameters():
+        momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
+        if momentum is not None:
+            tensors[f"momentum.{name}"] = momentum.contiguous()
+    write_whole(folder / FILE, save(tensors, {"epoch": str(epoch), "run": json.dumps(run, sort_keys=True)}))
+
+
+def load_checkpoint(folder: Path, run: Mapping[str, object]) -> Checkpoint | None:
+    """The checkpoint of `folder`, or None where there is none.
+
+    Raises:
+        TrainingError: it is damaged or of another run; the message names what differs.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return None
+    try:
+        with safetensors.safe_open(path, framework="pt") as opened:
+            metadata = opened.metadata()
+        tensors = load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise TrainingError(f"expected a whole checkpoint in {path}, got a damaged one ({error})") from None
+    found = json.loads(metadata["run"])
+    expected = json.loads(json.dumps(run))
+    for key in sorted({*found, *expected}):
+        if found.get(key) != expected.get(key):
+            raise TrainingError(
+                f"expected a checkpoint of {key} {expected.get(key)}, got one of {key} {found.get(key)} in {path}; "
+                f"give another --out or remove it"
+            )
+    return Checkpoint(int(metadata["epoch"]), found, tensors)
+
+
+def restore(checkpoint: Checkpoint, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put weights and momenta back."""
+    prefix = "weights."
+    network.load_state_dict({k.removeprefix(prefix): v for k, v in checkpoint.tensors.items() if k.startswith(prefix)})
+    for name, parameter in network.named_parameters():
+        momentum = checkpoint.tensors.get(f"momentum.{name}")
+        if momentum is not None:
+            optimizer.state[parameter]["momentum_buffer"] = momentum.to(parameter.device)

@@ -1,0 +1,163 @@
+"""Put gates into a CNN: a plain backbone becomes a decoupled network.
+
+Which convolutions are gated is read off the network's torch.fx graph: each ungrouped convolution that is followed by a
+batch normalisation, but for the stem (the first convolution). The gate acts behind the normalisation and, where one
+follows directly, behind the activation: a closed filter is then exactly zero, and because the mask is 0 or 1 and the
+activation of 0 is 0, acting before or after it is the same. Grouped and depthwise convolutions stay ungated: each of
+their filters reads few channels, which the gate of the convolution before them already closes.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from detector.errors import RequestError
+from detector.gates import ChannelGate, GateReading
+
+_ACTIVATIONS_WITH_ZERO_AT_ZERO = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Hardswish, nn.ELU, nn.Tanh)
+_FUNCTIONS_WITH_ZERO_AT_ZERO = (F.relu, torch.relu, F.relu6, F.leaky_relu, F.silu, F.gelu, F.hardswish, torch.tanh)
+
+
+class GatedNet(nn.Module):
+    """A decoupled network: calling it gives logits, `trace` gives logits and what every gate said.
+
+    In evaluation mode masks are deterministic and each image is gated alone. Where gradients are wanted, they pass
+    the gates straight through, so that an attacker sees them; `frozen_gates` turns that off.
+    """
+
+    def __init__(self, graph: fx.GraphModule, layers: Mapping[str, int]) -> None:
+        """Made by `decouple`.
+
+        Args:
+            graph: images -> (logits, readings of all gates in network order).
+            layers: gate name -> filters, in network order.
+        """
+        super().__init__()
+        self.graph = graph
+        self.layers = dict(layers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images in [0, 1], `(batch, channels, height, width)` -> logits `(batch, classes)`."""
+        logits: Tensor = self.graph(images)[0]
+        return logits
+
+    def trace(self, images: Tensor) -> tuple[Tensor, dict[str, GateReading]]:
+        """Images in [0, 1], `(batch, channels, height, width)` -> logits and the reading of each gate by name."""
+        logits, readings = self.graph(images)
+        return logits, dict(zip(self.layers, readings, strict=True))
+
+    def gates(self) -> list[ChannelGate]:
+        """The gates, in network order."""
+        gates = self.graph.get_submodule("gates")
+        return [gate for gate in gates.children() if isinstance(gate, ChannelGate)]
+
+    def set_noise(self, noise: float) -> None:
+        """Standard deviation of the training noise on every gate's logits, 0 for none."""
+        for gate in self.gates():
+            gate.noise = noise
+
+    @contextmanager
+    def frozen_gates(self) -> Iterator[None]:
+        """Within it, no gradient reaches the gates: the network as an attacker sees it who overlooks them."""
+        before = [gate.frozen for gate in self.gates()]
+        for gate in self.gates():
+            gate.frozen = True
+        try:
+            yield
+        finally:
+            for gate, was in zip(self.gates(), before, strict=True):
+                gate.frozen = was
+
+
+def decouple(backbone: nn.Module, keep: float = 0.7, normalised: bool = True) -> GatedNet:
+    """A decoupled copy of `backbone`; the backbone itself is left as it is.
+
+    Args:
+        backbone: a CNN in torch; it must be traceable by torch.fx.
+        keep: share of filters open at the start, in (0, 1].
+        normalised: whether gate logits are batch-normalised (see `ChannelGate`).
+
+    Raises:
+        RequestError: `keep` is out of range, or the network cannot be traced or has nothing to gate.
+    """
+    if not 0 < keep <= 1:
+        raise RequestError(f"expected a share of filters to keep in (0, 1], got {keep}")
+    try:
+        graph = fx.symbolic_trace(copy.deepcopy(backbone))
+    except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise RequestError(
+            f"expected a network that torch.fx can trace, got {type(backbone).__name__}: {reason}"
+        ) from None
+    places = list(_gated_places(graph))
+    if not places:
+        raise RequestError(
+            f"expected an ungrouped convolution with batch normalisation beyond the stem, got none in "
+            f"{type(backbone).__name__}"
+        )
+    gates = nn.ModuleDict()
+    graph.add_module("gates", gates)
+    layers: dict[str, int] = {}
+    readings: list[fx.Node] = []
+    for convolution, output in places:
+        module = graph.get_submodule(str(convolution.target))
+        assert isinstance(module, nn.Conv2d)
+        name = str(convolution.target)
+        key = name.replace(".", "_")
+        gates[key] = ChannelGate(module.in_channels, module.out_channels, keep, normalised)
+        layers[name] = module.out_channels
+        with graph.graph.inserting_after(output):
+            both = graph.graph.call_module(f"gates.{key}", (convolution.args[0], output))
+        with graph.graph.inserting_after(both):
+            reading = graph.graph.call_function(_second, (both,))
+            gated = graph.graph.call_function(_first, (both,))
+        output.replace_all_uses_with(gated)
+        both.args = (convolution.args[0], output)  # the gate itself still reads what it gates
+        readings.append(reading)
+    end = next(node for node in graph.graph.nodes if node.op == "output")
+    end.args = ((end.args[0], tuple(readings)),)
+    graph.graph.lint()
+    graph.recompile()
+    return GatedNet(graph, layers)
+
+
+def _gated_places(graph: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """Pairs of a convolution and the node behind which its gate acts."""
+    modules: dict[str, nn.Module] = dict(graph.named_modules())
+    convolutions = [n for n in graph.graph.nodes if isinstance(_module_of(n, modules), nn.Conv2d)]
+    for node in convolutions[1:]:
+        module = _module_of(node, modules)
+        assert isinstance(module, nn.Conv2d)
+        followers = list(node.users)
+        if module.groups != 1 or len(followers) != 1:
+            continue
+        output = followers[0]
+        if not isinstance(_module_of(output, modules), nn.BatchNorm2d):
+            continue
+        users = list(output.users)
+        if len(users) == 1 and _is_activation(users[0], modules):
+            output = users[0]
+        yield node, output
+
+
+def _module_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> nn.Module | None:
+    return modules.get(str(node.target)) if node.op == "call_module" else None
+
+
+def _is_activation(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    if node.op == "call_function":
+        return node.target in _FUNCTIONS_WITH_ZERO_AT_ZERO
+    return isinstance(_module_of(node, modules), _ACTIVATIONS_WITH_ZERO_AT_ZERO)
+
+
+def _first(pair: tuple[Any, Any]) -> Any:
+    return pair[0]
+
+
+def _second(pair: tuple[Any, Any]) -> Any:
+    return pair[1]

@@ -1,0 +1,63 @@
+"""Evidence of clean and of attacked images -> a fitted and calibrated detector."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.base import BaseEstimator
+
+from detector.classifier import default_estimator
+from detector.compiled_score import Score, compile_score
+from detector.encoder import Evidence
+from detector.errors import DataError
+from detector.features import features_named
+from detector.thresholds import Calibration
+
+
+@dataclass(frozen=True, slots=True)
+class FittedDetector:
+    """A classifier and the scores of clean images that it has not seen.
+
+    Attributes:
+        features: name of the features that it reads.
+        classifier: the scikit-learn pipeline.
+        score: the same, compiled.
+        calibration: scores of the calibration images.
+    """
+
+    features: str
+    classifier: BaseEstimator
+    score: Score
+    calibration: Calibration
+
+    def scores(self, evidence: Evidence) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
+        """How suspicious each image is, `(images,)`."""
+        return self.score(features_named(self.features)(evidence))
+
+
+def fit_detector(
+    features: str, clean: Evidence, attacked: Mapping[str, Evidence], calibration: Evidence, seed: int = 0
+) -> FittedDetector:
+    """Fit on clean images against successful attacks, calibrate on clean images of other sources.
+
+    Args:
+        features: name of the features, in `detector.features.FEATURES`.
+        clean: evidence of the clean images of the fitting split.
+        attacked: recipe -> evidence of its successful attacks on the fitting split.
+        calibration: evidence of the clean images of the calibration split.
+        seed: of the classifier.
+
+    Raises:
+        DataError: no attack succeeded.
+        RequestError: the features are unknown.
+    """
+    columns_of = features_named(features)
+    positives = [columns_of(evidence) for evidence in attacked.values() if len(evidence)]
+    if not positives:
+        raise DataError("expected at least one attack that fooled the network, got none to fit on")
+    negatives = columns_of(clean)
+    rows = np.concatenate([negatives, *positives])
+    labels = np.arange(len(rows)) >= len(negatives)
+    classifier = default_estimator(seed).fit(rows, labels)
+    score = compile_score(classifier)
+    return FittedDetector(features, classifier, score, Calibration(score(columns_of(calibration))))

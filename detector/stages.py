@@ -1,0 +1,165 @@
+"""The first two stages of a bundle: a trained backbone, then the decoupled network."""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from detector.batches import best_device
+from detector.bundle import MANIFEST, Bundle, GatesInfo, NetworkInfo, add_network, begin_bundle
+from detector.datasets import ImageSet, Splits
+from detector.decouple import decouple
+from detector.errors import ArtifactError, DataError, RequestError, TrainingError
+from detector.losses import objective_named
+from detector.networks import build_network
+from detector.training import GateFigures, Listener, Schedule, accuracy, measure_gates, train_backbone, train_decoupled
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneFigures:
+    """How a backbone does.
+
+    Attributes:
+        accuracy: share of all test images whose label is right, in [0, 1].
+        images: how many test images.
+    """
+
+    accuracy: float
+    images: int
+
+
+@dataclass(frozen=True, slots=True)
+class DecoupledFigures:
+    """How a decoupled network does beside its backbone; all on all test images.
+
+    Attributes:
+        backbone_accuracy: share of right labels of the plain backbone, in [0, 1].
+        gates: accuracy and gate statistics of the decoupled network.
+        path_length: filters of all gates together.
+        images: how many test images.
+    """
+
+    backbone_accuracy: float
+    gates: GateFigures
+    path_length: int
+    images: int
+
+
+def make_backbone(
+    name: str, splits: Splits, schedule: Schedule, folder: Path, listen: Listener, resize: bool = False
+) -> tuple[Bundle, BackboneFigures]:
+    """Train a backbone from scratch into a new bundle; the same call goes on with an interrupted run.
+
+    Args:
+        name: of the network, in `detector.networks.NETWORKS`.
+        splits: the data.
+        schedule: how long and how fast; its seed also draws the first weights.
+        folder: the new bundle.
+        listen: called after every step.
+        resize: whether the network, when served, takes images of other sizes and resizes them.
+
+    Raises:
+        ArtifactError: `folder` already holds a bundle.
+        RequestError: the network is unknown, or there is too little data for one step.
+        TrainingError: see `detector.training.train_backbone`.
+    """
+    if (folder / MANIFEST).exists():
+        raise ArtifactError(f"expected a folder without a bundle, got {folder} with a finished one; give another --out")
+    _check_enough(splits.train, schedule)
+    spec, classes = splits.train.spec, splits.train.class_names
+    torch.manual_seed(schedule.seed)
+    network = build_network(name, spec.channels, len(classes)).to(best_device())
+    checkpoints = folder / "checkpoint-backbone"
+    run = {"stage": "backbone", "network": name, "data": splits.train.name}
+    with _checkpointed(checkpoints):
+        train_backbone(network, splits, schedule, checkpoints, run, listen)
+    figures = BackboneFigures(accuracy(network, splits.held_out), len(splits.held_out))
+    info = NetworkInfo(name, classes, type(spec)(spec.height, spec.width, spec.channels, resize), splits.train.name)
+    training = {"schedule": asdict(schedule), "figures": asdict(figures)}
+    bundle = begin_bundle(folder, info, network.cpu(), training)
+    shutil.rmtree(checkpoints)
+    return bundle, figures
+
+
+def make_decoupled(
+    bundle: Bundle, splits: Splits, keep: float, objective: str, schedule: Schedule, folder: Path, listen: Listener
+) -> tuple[Bundle, DecoupledFigures]:
+    """Decouple the backbone of `bundle` into `folder`; the same call goes on with an interrupted run.
+
+    Args:
+        bundle: with a trained backbone.
+        splits: the data that the backbone was trained on.
+        keep: share of filters to keep open, in (0, 1].
+        objective: name of the loss, in `detector.losses.OBJECTIVES`.
+        schedule: how long and how fast; its seed also draws the gates' first weights.
+        folder: the bundle that grows: that of `bundle`, or another.
+        listen: called after every step.
+
+    Raises:
+        DataError: the data does not fit the backbone.
+        RequestError: `keep` or `objective` is not one of the possible, or there is too little data for one step.
+        TrainingError: see `detector.training.train_decoupled`.
+    """
+    check_fits(bundle, splits.train)
+    _check_enough(splits.train, schedule)
+    terms = objective_named(objective)
+    device = best_device()
+    backbone = bundle.backbone().to(device)
+    torch.manual_seed(schedule.seed)
+    network = decouple(backbone, keep, terms.normalised).to(device)
+    checkpoints = folder / "checkpoint-network"
+    run = {"stage": "network", "backbone": bundle.manifest.parts["backbone.safetensors"], "data": splits.train.name}
+    with _checkpointed(checkpoints):
+        train_decoupled(network, backbone, splits, terms, keep, schedule, checkpoints, run, listen)
+    figures = DecoupledFigures(
+        backbone_accuracy=accuracy(backbone, splits.held_out),
+        gates=measure_gates(network, splits.held_out),
+        path_length=sum(network.layers.values()),
+        images=len(splits.held_out),
+    )
+    training: Mapping[str, object] = {"schedule": asdict(schedule), "figures": asdict(figures)}
+    grown = add_network(bundle, folder, GatesInfo(keep, terms.normalised, objective), network.cpu(), training)
+    shutil.rmtree(checkpoints)
+    return grown, figures
+
+
+def check_fits(bundle: Bundle, images: ImageSet) -> None:
+    """Refuse images that the bundle's network cannot take.
+
+    Raises:
+        DataError: another size, other channels or other classes.
+    """
+    info = bundle.manifest.network
+    wanted = (info.spec.height, info.spec.width, info.spec.channels)
+    found = (images.spec.height, images.spec.width, images.spec.channels)
+    if wanted != found:
+        raise DataError(f"expected images of {info.spec} for {bundle.folder}, got {images.spec} in {images.name}")
+    if info.classes != images.class_names:
+        raise DataError(
+            f"expected the classes {', '.join(info.classes)} for {bundle.folder}, got {', '.join(images.class_names)} "
+            f"in {images.name}"
+        )
+
+
+def _check_enough(images: ImageSet, schedule: Schedule) -> None:
+    if schedule.epochs < 1 or schedule.batch < 2 or schedule.learning_rate <= 0:
+        raise RequestError(
+            f"expected at least 1 epoch, batches of at least 2 and a learning rate above 0, got {schedule.epochs}, "
+            f"{schedule.batch} and {schedule.learning_rate}"
+        )
+    if len(images) < schedule.batch:
+        raise RequestError(f"expected at least one batch of {schedule.batch} training images, got {len(images)}")
+
+
+@contextmanager
+def _checkpointed(folder: Path) -> Iterator[None]:
+    """Turns a full disk while a checkpoint is written into one line; the checkpoint before stays whole."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise TrainingError(f"expected to write {folder}, got: {reason}; the last checkpoint there is whole") from None

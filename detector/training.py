@@ -1,0 +1,300 @@
+"""Epochs of a backbone and of a decoupled network: seeded, resumable, with the same loop for both."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detector.batches import batches, device_of, to_tensor
+from detector.checkpoint import load_checkpoint, restore, save_checkpoint
+from detector.datasets import ImageSet, Splits
+from detector.decouple import GatedNet
+from detector.errors import TrainingError
+from detector.images import Pixels
+from detector.losses import (
+    LabelHeads,
+    Objective,
+    alignment,
+    distillation,
+    input_information,
+    label_information,
+    sparsity_counted,
+    sparsity_share,
+)
+from detector.networks import Normalise
+
+BatchLoss = Callable[[Tensor, Tensor, float], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How long and how fast to train.
+
+    Attributes:
+        epochs: passes over the training images.
+        batch: images per step.
+        learning_rate: its peak; it warms up over the first tenth and falls to nothing by a cosine.
+        momentum: of SGD with Nesterov's look-ahead.
+        weight_decay: on all weights.
+        flip: whether images are mirrored at random.
+        shift: largest random shift in pixels.
+        seed: of weights, order of images, augmentation and noise.
+    """
+
+    epochs: int
+    batch: int = 128
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    flip: bool = True
+    shift: int = 4
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a training run stands; given to a listener after every step.
+
+    Attributes:
+        epoch: the epoch in work, from 0 (the number of epochs once all are done).
+        step: steps done in all.
+        steps: steps of the whole run.
+        loss: of the last step; NaN at the start of a resumed run.
+        figures: measured on the validation images after the last whole epoch, by name.
+    """
+
+    epoch: int
+    step: int
+    steps: int
+    loss: float
+    figures: Mapping[str, float]
+
+
+Listener = Callable[[Progress], None]
+
+
+def train_backbone(
+    network: nn.Module, splits: Splits, schedule: Schedule, folder: Path, run: Mapping[str, object], listen: Listener
+) -> None:
+    """Train a plain network in place; resumes from the checkpoint in `folder`.
+
+    Args:
+        network: images in [0, 1] -> logits; a first layer `normalise` learns the pixels' statistics.
+        splits: trained on `train`, watched on `validation`.
+        schedule: how long and how fast.
+        folder: where the checkpoint lies.
+        run: names of network and data; with the schedule they tell this run from others.
+        listen: called after every step.
+
+    Raises:
+        TrainingError: the loss is not finite, or the checkpoint is of another run.
+    """
+    normalise = getattr(network, "normalise", None)
+    if isinstance(normalise, Normalise):
+        normalise.set_statistics(*pixel_statistics(splits.train))
+
+    def loss(images: Tensor, labels: Tensor, _progress: float) -> Tensor:
+        return F.cross_entropy(network(images), labels)
+
+    _train(
+        network, loss, splits, schedule, folder, {**run, "schedule": asdict(schedule)}, listen,
+        lambda: {"accuracy": accuracy(network, splits.validation)},
+    )  # fmt: skip
+
+
+def train_decoupled(
+    network: GatedNet,
+    backbone: nn.Module,
+    splits: Splits,
+    objective: Objective,
+    keep: float,
+    schedule: Schedule,
+    folder: Path,
+    run: Mapping[str, object],
+    listen: Listener,
+) -> None:
+    """Train a decoupled network in place; resumes from the checkpoint in `folder`.
+
+    The share of open filters starts above `keep` and tightens to it over the first half; the training noise falls to
+    nothing over the first 80 %, so that the network at the end of training is the one that is used.
+
+    Args:
+        network: from `decouple(backbone)`.
+        backbone: the plain network, the teacher of the distillation term.
+        splits: trained on `train`, watched on `validation`.
+        objective: the weights of the loss terms.
+        keep: share of filters to keep open, in (0, 1].
+        schedule: how long and how fast.
+        folder: where the checkpoint lies.
+        run: names of network and data; with objective and schedule they tell this run from others.
+        listen: called after every step.
+
+    Raises:
+        TrainingError: the loss is not finite, or the checkpoint is of another run.
+    """
+    backbone.eval()
+    heads = LabelHeads(network.layers, len(splits.train.class_names))
+    trained = nn.ModuleDict({"network": network, "heads": heads}) if objective.label_information else network
+
+    def loss(images: Tensor, labels: Tensor, progress: float) -> Tensor:
+        noise = max(0.0, 1.0 - progress / 0.8)
+        target = 0.0 if objective.zero_target else keep + (1 - keep) * 0.5 * max(0.0, 1.0 - 2 * progress)
+        network.set_noise(noise)
+        logits, readings = network.trace(images)
+        total = (1 - objective.distillation) * F.cross_entropy(logits, labels)
+        if objective.distillation:
+            with torch.no_grad():
+                teacher_logits = backbone(images)
+            total = total + objective.distillation * distillation(logits, teacher_logits)
+        if objective.label_information:
+            total = total + objective.label_information * label_information(heads(readings), labels)
+        if objective.input_information:
+            total = total - objective.input_information * input_information(readings, max(noise, 0.25))
+        if objective.alignment:
+            total = total + objective.alignment * alignment(readings)
+        if objective.sparsity:
+            distance = sparsity_counted if objective.counted else sparsity_share
+            total = total + objective.sparsity * distance(readings, target)
+        return total
+
+    identity = {**run, "keep": keep, "objective": asdict(objective), "schedule": asdict(schedule)}
+    _train(
+        trained, loss, splits, schedule, folder, identity, listen,
+        lambda: asdict(measure_gates(network, splits.validation)),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class GateFigures:
+    """How a decoupled network does on a set of images at test time, each in [0, 1].
+
+    Attributes:
+        accuracy: share of images whose label is right.
+        keep_ratio: mean share of open filters.
+        input_dependent: share of filters open for 1 % to 99 % of the images.
+    """
+
+    accuracy: float
+    keep_ratio: float
+    input_dependent: float
+
+
+def measure_gates(network: GatedNet, images: ImageSet, batch: int = 500) -> GateFigures:
+    """Accuracy and gate statistics of `network` on `images`, in evaluation mode."""
+    right, opened = 0, torch.zeros(sum(network.layers.values()))
+    network.eval()
+    with torch.inference_mode():
+        for positions, pixels in batches(images, batch, device_of(network)):
+            logits, readings = network.trace(pixels)
+            right += int((logits.argmax(dim=1).cpu() == torch.from_numpy(images.labels[positions])).sum())
+            opened += torch.cat([reading.mask for reading in readings.values()], dim=1).float().sum(dim=0).cpu()
+    share = opened / len(images)
+    dependent = (share >= 0.01) & (share <= 0.99)
+    return GateFigures(right / len(images), float(share.mean()), float(dependent.float().mean()))
+
+
+def accuracy(network: nn.Module, images: ImageSet, batch: int = 500) -> float:
+    """Share of `images` whose label `network` gets right, in evaluation mode, in [0, 1]."""
+    network.eval()
+    right = 0
+    with torch.inference_mode():
+        for positions, pixels in batches(images, batch, device_of(network)):
+            right += int((network(pixels).argmax(dim=1).cpu() == torch.from_numpy(images.labels[positions])).sum())
+    return right / len(images)
+
+
+def pixel_statistics(images: ImageSet, sample: int = 5000) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the pixels in [0, 1], each `(channels,)`, over the first `sample` images."""
+    pixels = images.pixels(slice(0, sample)).astype(np.float64) / 255
+    return (
+        torch.tensor(pixels.mean(axis=(0, 1, 2)), dtype=torch.float32),
+        torch.tensor(pixels.std(axis=(0, 1, 2)), dtype=torch.float32),
+    )
+
+
+def _train(
+    trained: nn.Module,
+    loss_of: BatchLoss,
+    splits: Splits,
+    schedule: Schedule,
+    folder: Path,
+    run: Mapping[str, object],
+    listen: Listener,
+    measure: Callable[[], Mapping[str, float]],
+) -> None:
+    """The loop itself; ends with `trained` in evaluation mode."""
+    images, device = splits.train, device_of(trained)
+    optimizer = torch.optim.SGD(
+        trained.parameters(), lr=schedule.learning_rate, momentum=schedule.momentum, nesterov=True,
+        weight_decay=schedule.weight_decay,
+    )  # fmt: skip
+    steps_an_epoch = max(1, len(images) // schedule.batch)
+    steps = steps_an_epoch * schedule.epochs
+    checkpoint = load_checkpoint(folder, run)
+    finished = 0
+    if checkpoint is not None:
+        restore(checkpoint, trained, optimizer)
+        finished = checkpoint.epoch
+        listen(Progress(finished, finished * steps_an_epoch, steps, math.nan, measure()))
+    figures: Mapping[str, float] = {}
+    for epoch in range(finished, schedule.epochs):
+        # Every random draw of an epoch follows from the seed and the epoch, so that a resumed run repeats none.
+        torch.manual_seed(schedule.seed * 10_007 + epoch)
+        chooser = np.random.default_rng((schedule.seed, epoch))
+        order = chooser.permutation(len(images))
+        trained.train()
+        for index in range(steps_an_epoch):
+            step = epoch * steps_an_epoch + index
+            for group in optimizer.param_groups:
+                group["lr"] = schedule.learning_rate * _rate_at(step / steps)
+            positions = order[index * schedule.batch : (index + 1) * schedule.batch]
+            pixels = _augment(images.pixels(positions), schedule, chooser)
+            labels = torch.from_numpy(images.labels[positions]).to(device)
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=_has_fast_bf16(device)):
+                loss = loss_of(to_tensor(pixels, device), labels, step / steps)
+            if not torch.isfinite(loss):
+                raise TrainingError(
+                    f"expected a finite loss, got {loss.item()} at step {step + 1} of {steps}; "
+                    f"the checkpoint of epoch {epoch} in {folder} is whole; try a smaller learning rate"
+                )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            listen(Progress(epoch, step + 1, steps, loss.item(), figures))
+        figures = measure()
+        save_checkpoint(folder, epoch + 1, run, trained, optimizer)
+        listen(Progress(epoch + 1, (epoch + 1) * steps_an_epoch, steps, loss.item(), figures))
+    trained.eval()
+
+
+def _rate_at(progress: float, warm_up: float = 0.1) -> float:
+    """Share of the peak learning rate at `progress` in [0, 1): linear warm-up, then a cosine."""
+    if progress < warm_up:
+        return (progress + 0.01) / (warm_up + 0.01)
+    return 0.5 * (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up)))
+
+
+def _augment(pixels: Pixels, schedule: Schedule, chooser: np.random.Generator) -> Pixels:
+    """Shift each image at random over a black border and mirror half of them."""
+    count, height, width, _ = pixels.shape
+    border = schedule.shift
+    padded = np.pad(pixels, ((0, 0), (border, border), (border, border), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(1, 2))
+    rows, columns = chooser.integers(0, 2 * border + 1, (2, count))
+    shifted: Pixels = np.moveaxis(windows[np.arange(count), rows, columns], 1, 3)
+    if schedule.flip:
+        mirrored = chooser.random(count) < 0.5
+        shifted[mirrored] = shifted[mirrored, :, ::-1]
+    return shifted
+
+
+def _has_fast_bf16(device: torch.device) -> bool:
+    """bf16 is only worth it where the hardware multiplies it; elsewhere a CPU is many times slower with it."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))

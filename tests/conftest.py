@@ -1,0 +1,55 @@
+"""Fixed seeds and one torch thread in every test; small real images (scikit-learn's digits) for the chain."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from detector.bundle import Bundle, GatesInfo, NetworkInfo, add_network, begin_bundle
+from detector.datasets import ImageSet, Splits, cut
+from detector.decouple import decouple
+from detector.images import ImageSpec
+from detector.networks import build_network
+
+
+@pytest.fixture(autouse=True)
+def _repeatable() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    np.random.seed(0)
+
+
+@pytest.fixture(scope="session")
+def digits() -> Splits:
+    """1,797 real photos of handwritten digits, 8 x 8 grey, cut like every other set."""
+    source = load_digits()
+    pixels = np.round(source.images * (255 / 16)).astype(np.uint8)[..., None]
+    labels = source.target.astype(np.int64)
+    classes = tuple(str(digit) for digit in range(10))
+
+    def part(positions: slice) -> ImageSet:
+        own = pixels[positions]
+        return ImageSet(
+            "digits", labels[positions], np.arange(len(own)), classes, ImageSpec(8, 8, 1), lambda ids: own[ids]
+        )
+
+    return cut(part(slice(0, 1400)), part(slice(1400, None)))
+
+
+@pytest.fixture
+def decoupled_bundle(tmp_path: Path, digits: Splits) -> Bundle:
+    """A bundle with an untrained backbone and an untrained decoupled network for digits."""
+    return untrained_bundle(digits)(tmp_path / "bundle")
+
+
+def untrained_bundle(digits: Splits) -> Callable[[Path], Bundle]:
+    def make(folder: Path) -> Bundle:
+        backbone = build_network("resnet8", 1, 10)
+        info = NetworkInfo("resnet8", digits.train.class_names, digits.train.spec, "digits")
+        bundle = begin_bundle(folder, info, backbone, {"figures": {}})
+        return add_network(bundle, folder, GatesInfo(0.7, True, "pathguard"), decouple(backbone), {"figures": {}})
+
+    return make

@@ -1,0 +1,77 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from detector.bundle import Bundle
+from detector.errors import ArtifactError, DataError, RequestError, TrainingError
+from detector.stages import make_backbone, make_decoupled
+from detector.training import Schedule
+
+SCHEDULE = Schedule(epochs=2, batch=64, learning_rate=0.05, flip=False, shift=1)
+
+
+def ignore(_progress):
+    return None
+
+
+def test_a_bundle_grows_from_backbone_to_decoupled_network(digits, tmp_path):
+    bundle, backbone = make_backbone("resnet8", digits, SCHEDULE, tmp_path / "plain", ignore, resize=True)
+    grown, figures = make_decoupled(bundle, digits, 0.7, "pathguard", SCHEDULE, tmp_path / "gated", ignore)
+
+    assert figures.backbone_accuracy == backbone.accuracy
+    assert figures.path_length == sum(grown.network().layers.values()) == 224
+    assert grown.manifest.gates.keep == 0.7
+    assert grown.manifest.network.spec.resize
+    assert torch.equal(grown.backbone().linear.weight, bundle.backbone().linear.weight)
+    assert sorted(path.name for path in (tmp_path / "gated").iterdir()) == [
+        "backbone.safetensors", "manifest.json", "network.safetensors",
+    ]  # fmt: skip
+    assert Bundle(tmp_path / "plain").manifest.gates is None
+
+
+def test_ctrl_c_leaves_a_checkpoint_that_the_same_call_goes_on_from(digits, tmp_path):
+    def stop(progress):
+        if progress.epoch == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_backbone("resnet8", digits, SCHEDULE, tmp_path / "parts", stop)
+    parts, _ = make_backbone("resnet8", digits, SCHEDULE, tmp_path / "parts", ignore)
+    whole, _ = make_backbone("resnet8", digits, SCHEDULE, tmp_path / "whole", ignore)
+
+    assert parts.manifest.parts == whole.manifest.parts
+
+
+def test_a_finished_bundle_is_not_trained_over(digits, tmp_path):
+    make_backbone("resnet8", digits, replace(SCHEDULE, epochs=1), tmp_path, ignore)
+
+    with pytest.raises(ArtifactError, match="with a finished one; give another --out"):
+        make_backbone("resnet8", digits, SCHEDULE, tmp_path, ignore)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 0}, "expected at least 1 epoch"),
+        ({"learning_rate": -1.0}, "learning rate above 0, got 2, 64 and -1.0"),
+        ({"batch": 5000}, "expected at least one batch of 5000 training images, got 1260"),
+    ],
+)
+def test_schedules_that_cannot_train_are_refused(digits, tmp_path, change, message):
+    with pytest.raises(RequestError, match=message):
+        make_backbone("resnet8", digits, replace(SCHEDULE, **change), tmp_path, ignore)
+
+
+def test_data_that_does_not_fit_the_backbone_is_refused(digits, decoupled_bundle, tmp_path):
+    coloured = replace(digits, train=replace(digits.train, spec=replace(digits.train.spec, channels=3)))
+
+    with pytest.raises(DataError, match="expected images of 8 x 8 grey for .*, got 8 x 8 RGB in digits"):
+        make_decoupled(decoupled_bundle, coloured, 0.7, "pathguard", SCHEDULE, tmp_path / "x", ignore)
+
+
+def test_a_folder_that_cannot_be_written_is_told_in_one_line(digits, tmp_path):
+    (tmp_path / "file").touch()
+
+    with pytest.raises(TrainingError, match="expected to write .*checkpoint-backbone, got: .*Not a directory"):
+        make_backbone("resnet8", digits, SCHEDULE, tmp_path / "file", ignore)

@@ -1,0 +1,51 @@
+"""Models whose answer to an attack is known in advance."""
+
+import torch
+from torch import Tensor, nn
+
+
+class MeanBoundary(nn.Module):
+    """Class 1 where the mean pixel exceeds `level`, else class 0.
+
+    The nearest image on the other side is known exactly: every pixel moves by `level - mean`, so its L-inf distance is
+    that, and its L2 distance is that times the square root of the number of pixels.
+    """
+
+    def __init__(self, level: float = 0.5, sharpness: float = 20.0) -> None:
+        super().__init__()
+        self.level = nn.Parameter(torch.tensor(level))
+        self.sharpness = sharpness
+
+    def forward(self, images: Tensor) -> Tensor:
+        above = self.sharpness * (images.mean(dim=(1, 2, 3)) - self.level)
+        return torch.stack([-above, above], dim=1)
+
+
+class NearestCorner(nn.Module):
+    """Three classes by the first two pixels, linear: class 0 near the origin, 1 and 2 along one pixel each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(10.0))
+
+    def forward(self, images: Tensor) -> Tensor:
+        flat = images.flatten(1)
+        zero = torch.zeros_like(flat[:, 0])
+        return self.scale * torch.stack([zero, flat[:, 0] - 0.5, flat[:, 1] - 0.7], dim=1)
+
+
+class NeverFooled(nn.Module):
+    """Always class 0, with a gradient that leads nowhere useful."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, images: Tensor) -> Tensor:
+        slight = 1e-3 * self.weight * images.mean(dim=(1, 2, 3))
+        return torch.stack([5 - slight, slight, -slight], dim=1)
+
+
+def grey_images(level: float, count: int = 4, size: int = 12) -> Tensor:
+    """`count` images of one grey level, `(count, 1, size, size)`."""
+    return torch.full((count, 1, size, size), level)
