@@ -1,0 +1,78 @@
+"""Many recipes over many images: what is missing in the store is crafted, what is there is left alone."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from attacks.craft import craft
+from attacks.recipes import Recipe
+from attacks.selection import rightly_classified
+from attacks.store import AttackStore, ShardKey, ShardRecord
+from detector.batches import device_of, to_tensor
+from detector.datasets import ImageSet
+from detector.decouple import GatedNet
+from detector.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Campaign:
+    """Where a run of attacks stands; given to a listener after every shard.
+
+    Attributes:
+        done: shards finished, those of earlier runs included.
+        total: shards of the whole run.
+        record: the shard just finished; None at the start.
+    """
+
+    done: int
+    total: int
+    record: ShardRecord | None
+
+
+def run_attacks(
+    network: GatedNet,
+    splits: Mapping[str, ImageSet],
+    recipes: Sequence[Recipe],
+    store: AttackStore,
+    listen: Callable[[Campaign], None],
+) -> None:
+    """Attack the images of `splits` that `network` gets right, shard by shard, into `store`.
+
+    Only one shard is in memory at a time, and what a shard holds depends on the store's seed and on its own place
+    alone: an interrupted run goes on where it stopped and gives the same files.
+
+    Args:
+        network: the decoupled network.
+        splits: images by the name of their split.
+        recipes: the attacks.
+        store: opened for writing.
+        listen: called at the start and after every shard.
+
+    Raises:
+        DataError: the network gets no image right, or the disk is full.
+    """
+    size = store.origin.shard_images
+    right = {name: images.subset(rightly_classified(network, images)) for name, images in splits.items()}
+    for name, images in right.items():
+        if len(images) == 0:
+            raise DataError(f"expected images that the network gets right in the split {name}, got none to attack")
+    finished = store.records()
+    total, missing = 0, []
+    for recipe in recipes:
+        for name, images in right.items():
+            for start in range(0, len(images), size):
+                key, shard = ShardKey(name, recipe.name, start // size), images.subset(slice(start, start + size))
+                total += 1
+                # The last shard of an earlier run with fewer images may be shorter: that one is made anew.
+                if key not in finished or finished[key].images < len(shard):
+                    missing.append((recipe, key, shard))
+    done = total - len(missing)
+    listen(Campaign(done, total, None))
+    for recipe, key, shard in missing:
+        pixels = to_tensor(shard.pixels(slice(None)), device_of(network))
+        labels = torch.from_numpy(shard.labels).to(pixels.device)
+        crafted = craft(recipe, network, pixels, labels, seed=store.origin.seed * 1_000_003 + key.index)
+        record = store.add(key, shard.ids, shard.labels, crafted, {"norm": recipe.norm, "budget": recipe.budget})
+        done += 1
+        listen(Campaign(done, total, record))

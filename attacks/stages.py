@@ -1,0 +1,176 @@
+"""The later stages of a bundle: attacked images, a detector fitted on their paths, and its figures."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from attacks.campaign import Campaign, run_attacks
+from attacks.evidence import fooling_evidence
+from attacks.recipes import Recipe
+from attacks.report import AttackFigures, attack_figures
+from attacks.store import AttackStore, Origin
+from detector.batches import best_device
+from detector.bundle import Bundle, DetectorInfo, add_detector
+from detector.compiled_score import compile_score
+from detector.datasets import Splits
+from detector.decouple import GatedNet
+from detector.encoder import Evidence, encode_set
+from detector.errors import ArtifactError, DataError
+from detector.evaluation import DetectionFigures, FalseAlarmFigures, detection_figures, false_alarm_figures
+from detector.features import FEATURES
+from detector.fitting import FittedDetector, fit_detector
+from detector.stages import check_fits
+
+ATTACKED_SPLITS = ("fitting", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureFigures:
+    """A detector on one kind of features, against each attack.
+
+    Attributes:
+        features: which columns it reads.
+        detections: one row per attack.
+        false_alarms: on the clean test images.
+    """
+
+    features: str
+    detections: Sequence[DetectionFigures]
+    false_alarms: FalseAlarmFigures
+
+
+def make_attacks(
+    bundle: Bundle, splits: Splits, recipes: Sequence[Recipe], folder: Path, limit: int | None, seed: int,
+    shard_images: int, listen: Callable[[Campaign], None], attacked_splits: Sequence[str] = ATTACKED_SPLITS,
+) -> list[AttackFigures]:  # fmt: skip
+    """Attack the bundle's network; what `folder` already holds is not done again.
+
+    Args:
+        bundle: with a decoupled network.
+        splits: the data.
+        recipes: the attacks.
+        folder: of the store.
+        limit: at most this many images of each split; None for all.
+        seed: of the attacks' random draws.
+        shard_images: images in memory at a time.
+        listen: called after every shard.
+        attacked_splits: names of the splits to attack.
+
+    Returns:
+        How each attack did on the last of the splits.
+
+    Raises:
+        ArtifactError: `folder` holds attacks on another network, data set or seed.
+        DataError: the data does not fit, the folder is in use, or the disk is full.
+    """
+    network = _network_for(bundle, splits)
+    attacked = {name: splits.named(name).first(limit) for name in attacked_splits}
+    origin = Origin(bundle.network_digest, splits.train.name, seed, shard_images)
+    with AttackStore.writing(folder, origin) as store:
+        run_attacks(network, attacked, recipes, store, listen)
+        return attack_figures(store, attacked_splits[-1])
+
+
+def make_detector(bundle: Bundle, splits: Splits, store: AttackStore, features: str, rate: float, seed: int) -> Bundle:
+    """Fit a detector on clean images and stored attacks of the fitting split, calibrate it, add it to the bundle.
+
+    Args:
+        bundle: with a decoupled network.
+        splits: the data.
+        store: attacks on that network.
+        features: name of the features, in `detector.features.FEATURES`.
+        rate: share of false alarms allowed unless a request says otherwise, in (0, 1).
+        seed: of the classifier.
+
+    Raises:
+        ArtifactError: the attacks are on another network.
+        DataError: the data does not fit, or no attack succeeded.
+        RequestError: there is no threshold for the rate, or the features are unknown.
+    """
+    network = _network_for(bundle, splits, store)
+    attacked = fooling_evidence(network, store, "fitting")
+    clean = encode_set(network, splits.fitting)
+    fitted = fit_detector(features, clean, attacked, encode_set(network, splits.calibration), seed)
+    fitted.calibration.check_rate(rate)
+    training = {
+        "seed": seed,
+        "clean_images": len(clean),
+        "attacked_images": {recipe: len(evidence) for recipe, evidence in attacked.items()},
+        "calibration_images": len(fitted.calibration),
+        "attack_seed": store.origin.seed,
+    }
+    info = DetectorInfo(features, rate, tuple(attacked))
+    return add_detector(bundle, info, fitted.classifier, fitted.calibration, training)
+
+
+def judge_detector(bundle: Bundle, splits: Splits, store: AttackStore, rate: float, seed: int) -> FeatureFigures:
+    """Figures of the bundle's detector on the test split, for each stored attack.
+
+    Raises:
+        ArtifactError: the bundle has no detector, or the attacks are on another network.
+        DataError: the data does not fit, or no attack succeeded.
+        RequestError: there is no threshold for the rate.
+    """
+    info = bundle.manifest.detector
+    classifier, calibration = bundle.classifier(), bundle.calibration()
+    assert info is not None  # bundle.classifier() has refused a bundle without a detector
+    network = _network_for(bundle, splits, store)
+    fitted = FittedDetector(info.features, classifier, compile_score(classifier), calibration)
+    clean, attacked = encode_set(network, splits.test), fooling_evidence(network, store, "test")
+    return _figures(fitted, clean, attacked, rate, seed)
+
+
+def judge_each_feature(
+    bundle: Bundle, splits: Splits, fit_on: AttackStore, judge_by: AttackStore, rate: float, seed: int
+) -> list[FeatureFigures]:
+    """The same for a fresh detector on each kind of features alone, so that what the path adds is visible.
+
+    Args:
+        bundle: with a decoupled network.
+        splits: the data.
+        fit_on: attacks on the fitting split.
+        judge_by: attacks on the test split; may be the same store.
+        rate: share of false alarms allowed, in (0, 1).
+        seed: of classifiers and bootstrap.
+
+    Raises:
+        ArtifactError: the attacks are on another network.
+        DataError: the data does not fit, or no attack succeeded.
+        RequestError: there is no threshold for the rate.
+    """
+    network = _network_for(bundle, splits, fit_on)
+    _check_attacks(bundle, judge_by)
+    fitting, calibration = encode_set(network, splits.fitting), encode_set(network, splits.calibration)
+    fit_attacked = fooling_evidence(network, fit_on, "fitting")
+    clean, attacked = encode_set(network, splits.test), fooling_evidence(network, judge_by, "test")
+    fitted = [fit_detector(name, fitting, fit_attacked, calibration, seed) for name in FEATURES]
+    return [_figures(detector, clean, attacked, rate, seed) for detector in fitted]
+
+
+def _figures(
+    fitted: FittedDetector, clean: Evidence, attacked: Mapping[str, Evidence], rate: float, seed: int
+) -> FeatureFigures:
+    if not attacked:
+        raise DataError("expected at least one attack that fooled the network on the test split, got none to judge by")
+    clean_scores = fitted.scores(clean)
+    rows = [
+        detection_figures(name, clean_scores, fitted.scores(evidence), fitted.calibration, rate, seed)
+        for name, evidence in attacked.items()
+    ]
+    return FeatureFigures(fitted.features, rows, false_alarm_figures(clean_scores, fitted.calibration, rate))
+
+
+def _network_for(bundle: Bundle, splits: Splits, store: AttackStore | None = None) -> GatedNet:
+    """The bundle's network on the best device, once data and attacks are known to belong to it."""
+    check_fits(bundle, splits.test)
+    if store is not None:
+        _check_attacks(bundle, store)
+    return bundle.network().to(best_device())
+
+
+def _check_attacks(bundle: Bundle, store: AttackStore) -> None:
+    if store.origin.network != bundle.network_digest:
+        raise ArtifactError(
+            f"expected attacks on the network {bundle.network_digest[:12]} of {bundle.folder}, got attacks on "
+            f"{store.origin.network[:12]} in {store.folder}"
+        )

@@ -1,0 +1,210 @@
+"""Attacked images on disk: shards of safetensors, and a manifest that alone says which of them are done.
+
+safetensors because one shard is one flat file of named arrays that can be read without running code, checked by its
+header, and mapped without copying; a shard of 250 images needs neither columns nor compression.
+
+    DIR/manifest.json    whose network, which data set, which recipes with which seed: written once
+    DIR/shards.jsonl     one line per finished shard, appended after the shard itself is safe on disk
+    DIR/SPLIT/RECIPE/00000.safetensors ...
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load_file, save
+
+from attacks.craft import Crafted
+from detector.errors import ArtifactError, DataError
+from detector.files import sha256_of, write_whole
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What all shards of a store have in common.
+
+    Attributes:
+        network: SHA-256 of the attacked network's weights.
+        data: name of the data set.
+        seed: of the attacks' random draws.
+        shard_images: images in a shard (fewer in the last one).
+        schema: version of the store's layout.
+    """
+
+    network: str
+    data: str
+    seed: int
+    shard_images: int
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True, slots=True)
+class ShardKey:
+    """Which shard: images `index * shard_images` and on of a split, attacked by a recipe."""
+
+    split: str
+    recipe: str
+    index: int
+
+    @property
+    def file(self) -> str:
+        """Its path within the store."""
+        return f"{self.split}/{self.recipe}/{self.index:05d}.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRecord:
+    """One finished shard: a line of `shards.jsonl`.
+
+    Attributes:
+        key: which shard.
+        images: images in it.
+        fooled: how many of them fooled the network, after rounding to 8 bits.
+        sha256: of the file.
+        parameters: of the recipe: its norm and budget.
+    """
+
+    key: ShardKey
+    images: int
+    fooled: int
+    sha256: str
+    parameters: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Attacked images read back.
+
+    Attributes:
+        ids: index of each image in its source, `int64`, `(images,)`.
+        labels: right labels, `int64`, `(images,)`.
+        crafted: the attacked images and what became of them.
+    """
+
+    ids: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+    crafted: Crafted
+
+
+class AttackStore:
+    """A folder of attacked images; one writer at a time, any number of readers."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open an existing store for reading.
+
+        Raises:
+            DataError: there is no store in `folder`.
+            ArtifactError: its manifest is damaged or of another schema.
+        """
+        manifest = folder / "manifest.json"
+        if not manifest.is_file():
+            raise DataError(f"expected attacked images in {folder}, got no manifest.json; `pathguard attack` makes one")
+        try:
+            self.origin = Origin(**json.loads(manifest.read_text()))
+        except (ValueError, TypeError) as error:
+            raise ArtifactError(f"expected a manifest of attacked images in {manifest}, got {error}") from None
+        if self.origin.schema != SCHEMA:
+            raise ArtifactError(f"expected attacked images of schema {SCHEMA}, got schema {self.origin.schema}")
+        self.folder = folder
+
+    @classmethod
+    @contextmanager
+    def writing(cls, folder: Path, origin: Origin) -> Iterator["AttackStore"]:
+        """Open or begin a store for writing, alone.
+
+        Raises:
+            ArtifactError: the store belongs to another network, data set or seed.
+            DataError: another process writes to it, or the folder cannot be written.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = (folder / "lock").open("a")
+        except OSError as error:
+            raise DataError(f"expected a folder that can be written, got {folder} ({error.strerror})") from None
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise DataError(
+                    f"expected to be the only writer of {folder}, got another process at work there"
+                ) from None
+            if not (folder / "manifest.json").exists():
+                write_whole(folder / "manifest.json", json.dumps(asdict(origin), indent=2).encode())
+            store = cls(folder)
+            for name, wanted in asdict(origin).items():
+                found = getattr(store.origin, name)
+                if found != wanted:
+                    raise ArtifactError(f"expected attacks of {name} {wanted}, got {folder} with {name} {found}")
+            store._drop_torn_line()
+            yield store
+
+    def records(self) -> dict[ShardKey, ShardRecord]:
+        """The finished shards, in the order in which they were finished."""
+        log = self.folder / "shards.jsonl"
+        if not log.exists():
+            return {}
+        found: dict[ShardKey, ShardRecord] = {}
+        for line in log.read_text().splitlines(keepends=True):
+            if not line.endswith("\n"):
+                break  # torn by an interruption: the shard counts as not done
+            entry = json.loads(line)
+            record = ShardRecord(**{**entry, "key": ShardKey(**entry["key"])})
+            found[record.key] = record
+        return found
+
+    def add(
+        self, key: ShardKey, ids: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], crafted: Crafted,
+        parameters: Mapping[str, object],
+    ) -> ShardRecord:  # fmt: skip
+        """Write one shard, then say so in the manifest.
+
+        Raises:
+            DataError: the disk is full or cannot be written; the shards finished before stay usable.
+        """
+        arrays = {"ids": ids, "labels": labels, **{name: getattr(crafted, name) for name in Crafted.__slots__}}
+        try:
+            digest = write_whole(self.folder / key.file, save({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
+            record = ShardRecord(key, len(ids), int(crafted.fooled.sum()), digest, parameters)
+            with (self.folder / "shards.jsonl").open("a") as log:
+                log.write(json.dumps(asdict(record)) + "\n")
+                log.flush()
+                os.fsync(log.fileno())
+        except OSError as error:
+            raise DataError(
+                f"expected room for {key.file} in {self.folder}, got: {error.strerror}; the {len(self.records())} "
+                f"finished shards are whole, and the same command goes on from there"
+            ) from None
+        return record
+
+    def read(self, split: str, recipe: str) -> Iterator[Shard]:
+        """The finished shards of one recipe on one split, one in memory at a time, in order.
+
+        Raises:
+            ArtifactError: a shard is missing or altered.
+        """
+        records = [r for k, r in self.records().items() if (k.split, k.recipe) == (split, recipe)]
+        for record in sorted(records, key=lambda record: record.key.index):
+            path = self.folder / record.key.file
+            if not path.is_file():
+                raise ArtifactError(f"expected the shard {path} that the manifest names, got no file")
+            if sha256_of(path) != record.sha256:
+                raise ArtifactError(f"expected {path} as the manifest describes it, got altered content (SHA-256)")
+            arrays = load_file(path)
+            yield Shard(arrays.pop("ids"), arrays.pop("labels"), Crafted(**arrays))
+
+    def recipes(self, split: str) -> list[str]:
+        """The recipes with finished shards on `split`, in the order in which they were begun."""
+        return list(dict.fromkeys(key.recipe for key in self.records() if key.split == split))
+
+    def _drop_torn_line(self) -> None:
+        log = self.folder / "shards.jsonl"
+        if log.exists() and not (content := log.read_bytes()).endswith(b"\n"):
+            write_whole(log, content[: content.rfind(b"\n") + 1])

@@ -1,0 +1,186 @@
+import numpy as np
+import pytest
+import torch
+
+from attacks.craft import craft
+from attacks.recipes import RECIPES, Recipe, recipes_named
+from detector.decouple import decouple
+from detector.errors import RequestError
+from detector.networks import build_network
+from tests.oracles import MeanBoundary, NeverFooled, grey_images
+
+every_recipe = pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda recipe: recipe.name)
+bounded = pytest.mark.parametrize(
+    "recipe", [recipe for recipe in RECIPES.values() if recipe.budget], ids=lambda recipe: recipe.name
+)
+PIXELS = 144
+
+
+def distance_in_pixel_levels(recipe: Recipe, share: float) -> float:
+    """How far the mean pixel is from the boundary when the boundary lies at `share` times the recipe's budget."""
+    budget = recipe.budget if recipe.budget is not None else 0.5
+    return share * (budget if recipe.norm == "linf" else budget / PIXELS**0.5)
+
+
+@every_recipe
+def test_reaches_a_boundary_inside_the_budget(recipe):
+    images = grey_images(0.5 - distance_in_pixel_levels(recipe, 0.5))
+
+    crafted = craft(recipe, MeanBoundary(0.5), images, torch.zeros(4, dtype=torch.long))
+
+    assert crafted.fooled.all()
+
+
+@bounded
+def test_cannot_reach_a_boundary_outside_the_budget(recipe):
+    images = grey_images(0.5 - distance_in_pixel_levels(recipe, 1.2))
+
+    crafted = craft(recipe, MeanBoundary(0.5), images, torch.zeros(4, dtype=torch.long))
+
+    assert not crafted.fooled.any()
+
+
+@bounded
+def test_no_image_leaves_its_budget_by_more_than_rounding(recipe):
+    network = build_network("resnet8", 1, 10).eval()
+    images = torch.rand(6, 1, 8, 8)
+
+    crafted = craft(recipe, network, images, network(images).argmax(dim=1))
+
+    half_a_level = 0.5 / 255
+    size, slack = (
+        (crafted.linf, half_a_level) if recipe.norm == "linf" else (crafted.l2, half_a_level * images[0].numel() ** 0.5)
+    )
+    assert (size <= recipe.budget + slack + 1e-6).all()
+
+
+@every_recipe
+def test_a_network_that_cannot_be_fooled_is_not_said_to_be(recipe):
+    crafted = craft(recipe, NeverFooled(), grey_images(0.4), torch.zeros(4, dtype=torch.long))
+
+    assert not crafted.fooled.any()
+
+
+@pytest.mark.parametrize("name", ["cw", "deepfool"])
+@pytest.mark.parametrize("gap", [0.03, 0.1])
+def test_the_smallest_change_is_within_a_quarter_of_the_true_distance(name, gap):
+    images = grey_images(0.5 - gap)
+
+    crafted = craft(RECIPES[name], MeanBoundary(0.5), images, torch.zeros(4, dtype=torch.long))
+
+    assert crafted.fooled.all()
+    assert (crafted.l2 <= 1.25 * gap * PIXELS**0.5).all()
+
+
+@pytest.mark.parametrize("name", ["cw", "deepfool", "fgsm"])
+def test_a_result_does_not_depend_on_its_neighbours(name):
+    network = build_network("resnet8", 1, 10).eval()
+    images = torch.rand(5, 1, 8, 8)
+    labels = network(images).argmax(dim=1)
+
+    together = craft(RECIPES[name], network, images, labels)
+    alone = [craft(RECIPES[name], network, images[i : i + 1], labels[i : i + 1]) for i in range(5)]
+
+    pixels = np.concatenate([one.pixels for one in alone])
+    assert (np.abs(together.pixels.astype(int) - pixels) <= 1).mean() > 0.98
+    assert together.fooled.tolist() == [bool(one.fooled[0]) for one in alone]
+
+
+@every_recipe
+def test_the_same_seed_gives_the_same_images(recipe):
+    network = build_network("resnet8", 1, 10).eval()
+    images = torch.rand(3, 1, 8, 8)
+    labels = network(images).argmax(dim=1)
+
+    one, two = (craft(recipe, network, images, labels, seed=7) for _ in range(2))
+
+    assert np.array_equal(one.pixels, two.pixels)
+
+
+def test_another_seed_gives_other_images_where_an_attack_draws_at_random():
+    images = grey_images(0.5 - 0.3 * 8 / 255)
+    labels = torch.zeros(4, dtype=torch.long)
+
+    one, other = (craft(RECIPES["square"], MeanBoundary(0.5), images, labels, seed=seed).pixels for seed in (1, 2))
+
+    assert not np.array_equal(one, other)
+
+
+def test_norms_are_those_of_the_rounded_change():
+    moves = Recipe("moves", "linf", 1.0, lambda network, eps: lambda images, labels: images + 10.2 / 255)
+
+    crafted = craft(moves, MeanBoundary(0.9), torch.full((1, 1, 6, 6), 100 / 255), torch.tensor([0]))
+
+    assert crafted.linf[0] == pytest.approx(10 / 255)
+    assert crafted.l2[0] == pytest.approx(10 / 255 * 6)
+    assert crafted.l1[0] == pytest.approx(10 / 255 * 36, rel=1e-5)
+    assert crafted.l0[0] == 36
+
+
+def test_success_is_counted_after_rounding():
+    barely = Recipe("barely", "linf", 1.0, lambda network, eps: lambda images, labels: images + 0.4 / 255)
+    images = torch.full((1, 1, 6, 6), 127 / 255)
+
+    crafted = craft(barely, MeanBoundary(127.2 / 255), images, torch.tensor([0]))
+
+    assert not crafted.fooled[0]
+
+
+def test_attacks_see_the_gates_of_a_decoupled_network():
+    network = decouple(build_network("resnet8", 1, 10)).eval()
+    images = torch.rand(4, 1, 8, 8)
+    labels = network(images).argmax(dim=1)
+
+    seen = craft(RECIPES["fgsm"], network, images, labels)
+    with network.frozen_gates():
+        overlooked = craft(RECIPES["fgsm"], network, images, labels)
+
+    assert not np.array_equal(seen.pixels, overlooked.pixels)
+
+
+def test_mode_and_weights_are_as_before_even_after_an_error():
+    def failing(network, eps):
+        def attack(images, labels):
+            assert not network.training
+            raise RuntimeError("broken attack")
+
+        return attack
+
+    network = build_network("resnet8", 1, 10).train()
+    network.bn1.eval()
+    with pytest.raises(RuntimeError, match="broken attack"):
+        craft(Recipe("broken", "linf", 0.1, failing), network, torch.rand(2, 1, 8, 8), torch.tensor([0, 1]))
+
+    assert network.training
+    assert not network.bn1.training
+    assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+@every_recipe
+def test_images_that_are_not_contiguous_are_taken(recipe):
+    network = build_network("resnet8", 1, 10).eval()
+    images = torch.rand(2, 8, 8, 1).permute(0, 3, 1, 2)
+
+    assert craft(recipe, network, images, network(images).argmax(dim=1)).pixels.shape == (2, 8, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (torch.full((1, 1, 6, 6), 1.5), [0], r"expected pixels in \[0, 1\], got 1.5 to 1.5"),
+        (torch.full((1, 1, 6, 6), float("nan")), [0], r"expected pixels in \[0, 1\], got nan"),
+        (torch.zeros(1, 1, 6, 6), [2], "expected labels from 0 to 1, got 2 to 2"),
+        (torch.zeros(1, 1, 6, 6), [-1], "got -1 to -1"),
+    ],
+)
+def test_bad_images_and_labels_are_refused(images, labels, message):
+    with pytest.raises(RequestError, match=message):
+        craft(RECIPES["fgsm"], MeanBoundary(), images, torch.tensor(labels))
+
+
+def test_recipes_come_by_name_once_each_and_an_unknown_one_lists_the_known():
+    assert [recipe.name for recipe in recipes_named("pgd, fgsm,pgd")] == ["pgd", "fgsm"]
+    with pytest.raises(RequestError, match="expected attacks of fgsm, pgd, .*; got magic"):
+        recipes_named("fgsm,magic")
+    with pytest.raises(RequestError, match="got none"):
+        recipes_named(" ,")

@@ -1,0 +1,135 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from attacks.campaign import run_attacks
+from attacks.recipes import RECIPES
+from attacks.report import attack_figures
+from attacks.selection import rightly_classified
+from attacks.stages import judge_detector, judge_each_feature, make_attacks, make_detector
+from attacks.store import AttackStore, Origin, ShardKey
+from detector.errors import ArtifactError, DataError, RequestError
+from detector.features import FEATURES
+from tests.conftest import untrained_bundle
+
+RECIPE = [RECIPES["fgsm"]]
+
+
+def ignore(_campaign):
+    return None
+
+
+@pytest.fixture
+def attacked(decoupled_bundle, digits, tmp_path):
+    make_attacks(decoupled_bundle, digits, RECIPE, tmp_path / "attacks", None, 0, 16, ignore)
+    return AttackStore(tmp_path / "attacks")
+
+
+def test_only_images_that_the_network_gets_right_are_attacked(decoupled_bundle, digits, attacked):
+    network = decoupled_bundle.network()
+    right = digits.test.subset(rightly_classified(network, digits.test))
+
+    shards = list(attacked.read("test", "fgsm"))
+
+    assert np.concatenate([shard.ids for shard in shards]).tolist() == right.ids.tolist()
+    assert np.concatenate([shard.labels for shard in shards]).tolist() == right.labels.tolist()
+    pixels = torch.from_numpy(right.pixels(slice(None))).permute(0, 3, 1, 2).float() / 255
+    with torch.inference_mode():
+        assert (network(pixels).argmax(dim=1).numpy() == right.labels).all()
+
+
+def test_an_interrupted_run_repeats_nothing_and_ends_with_the_same_files(decoupled_bundle, digits, tmp_path):
+    def stop_after_two(campaign):
+        if campaign.done == 2:
+            raise KeyboardInterrupt
+
+    def run(folder, listen):
+        make_attacks(decoupled_bundle, digits, RECIPE, folder, None, 0, 4, listen)
+
+    run(tmp_path / "whole", ignore)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", stop_after_two)
+    crafted = []
+    run(tmp_path / "parts", lambda campaign: crafted.append(campaign.record and campaign.record.key))
+
+    whole, parts = (AttackStore(tmp_path / name).records() for name in ("whole", "parts"))
+    assert whole == parts
+    assert crafted[0] is None
+    assert len(crafted) == 1 + len(whole) - 2
+    assert list(whole)[:2] not in crafted
+
+
+def test_a_larger_limit_goes_on_where_a_smaller_one_ended(decoupled_bundle, digits, tmp_path):
+    for limit in (20, 60):
+        make_attacks(decoupled_bundle, digits, RECIPE, tmp_path / "grown", limit, 0, 4, ignore)
+    make_attacks(decoupled_bundle, digits, RECIPE, tmp_path / "whole", 60, 0, 4, ignore)
+
+    grown, whole = (AttackStore(tmp_path / name).records() for name in ("grown", "whole"))
+    assert grown == whole
+
+
+def test_report_counts_what_the_shards_hold(attacked):
+    (row,) = attack_figures(attacked, "test")
+
+    shards = list(attacked.read("test", "fgsm"))
+    fooled = np.concatenate([shard.crafted.fooled for shard in shards])
+    assert (row.images, row.fooled) == (len(fooled), fooled.mean())
+    assert 0 < row.linf <= 8.5 / 255
+
+
+def test_a_detector_is_fitted_judged_and_served_by_the_same_bundle(decoupled_bundle, digits, attacked):
+    bundle = make_detector(decoupled_bundle, digits, attacked, "all", 0.05, 0)
+
+    judged = judge_detector(bundle, digits, attacked, 0.05, 0)
+    by_feature = judge_each_feature(bundle, digits, attacked, attacked, 0.05, 0)
+
+    assert [figures.features for figures in by_feature] == list(FEATURES)
+    assert judged == by_feature[-1]
+    assert judged.false_alarms.images == len(digits.test)
+    assert bundle.manifest.detector.recipes == ("fgsm",)
+    assert bundle.manifest.training["detector"]["clean_images"] == len(digits.fitting)
+
+
+def test_attacks_on_another_network_are_refused(digits, attacked, tmp_path):
+    torch.manual_seed(99)
+    other = untrained_bundle(digits)(tmp_path / "other")
+
+    with pytest.raises(ArtifactError, match="expected attacks on the network"):
+        make_detector(other, digits, attacked, "all", 0.05, 0)
+    with pytest.raises(ArtifactError, match="expected attacks of network"):
+        make_attacks(other, digits, RECIPE, attacked.folder, None, 0, 16, ignore)
+
+
+def test_a_rate_that_the_calibration_images_do_not_allow_is_refused(decoupled_bundle, digits, attacked):
+    with pytest.raises(RequestError, match="expected a false-alarm rate from 0.008333"):
+        make_detector(decoupled_bundle, digits, attacked, "bits", 0.001, 0)
+    assert decoupled_bundle.manifest.detector is None
+
+
+def test_images_of_other_size_or_classes_are_refused(decoupled_bundle, digits, tmp_path):
+    def with_test(**changes):
+        return replace(digits, test=replace(digits.test, **changes))
+
+    coloured = with_test(spec=replace(digits.test.spec, channels=3))
+    renamed = with_test(class_names=("a", "b"))
+
+    for splits, message in ((coloured, "expected images of 8 x 8 grey"), (renamed, "expected the classes 0, 1, 2")):
+        with pytest.raises(DataError, match=message):
+            make_attacks(decoupled_bundle, splits, RECIPE, tmp_path / "x", None, 0, 16, ignore)
+
+
+def test_a_network_that_is_never_right_leaves_nothing_to_attack(decoupled_bundle, digits, tmp_path):
+    wrong = digits.test.subset(slice(0, 5))
+    network = decoupled_bundle.network()
+    predicted = torch.from_numpy(wrong.pixels(slice(None))).permute(0, 3, 1, 2).float() / 255
+    labels = (network(predicted).argmax(dim=1).numpy() + 1) % 10
+    origin = Origin("a" * 64, "digits", 0, 4)
+
+    with (
+        AttackStore.writing(tmp_path, origin) as store,
+        pytest.raises(DataError, match="expected images that the network gets right in the split test"),
+    ):
+        run_attacks(network, {"test": replace(wrong, labels=labels)}, RECIPE, store, ignore)
+    assert ShardKey("test", "fgsm", 0) not in AttackStore(tmp_path).records()
