@@ -1,8 +1,10 @@
 """The later stages of a bundle: attacked images, a detector fitted on their paths, and its figures."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from attacks.campaign import Campaign, run_attacks
 from attacks.evidence import fooling_evidence
@@ -20,8 +22,11 @@ from detector.evaluation import DetectionFigures, FalseAlarmFigures, detection_f
 from detector.features import FEATURES
 from detector.fitting import FittedDetector, fit_detector
 from detector.stages import check_fits
+from detector.thresholds import Scores
 
 ATTACKED_SPLITS = ("fitting", "test")
+# Of clean images and of each attack: all of CIFAR-10's fitting split, and a bound on memory for larger sets.
+FITTED_IMAGES = 4000
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +93,7 @@ def make_detector(bundle: Bundle, splits: Splits, store: AttackStore, features: 
         RequestError: there is no threshold for the rate, or the features are unknown.
     """
     network = _network_for(bundle, splits, store)
-    attacked = fooling_evidence(network, store, "fitting")
-    clean = encode_set(network, splits.fitting)
+    clean, attacked = _fitting_evidence(network, splits, store)
     fitted = fit_detector(features, clean, attacked, encode_set(network, splits.calibration), seed)
     fitted.calibration.check_rate(rate)
     training = {
@@ -116,8 +120,7 @@ def judge_detector(bundle: Bundle, splits: Splits, store: AttackStore, rate: flo
     assert info is not None  # bundle.classifier() has refused a bundle without a detector
     network = _network_for(bundle, splits, store)
     fitted = FittedDetector(info.features, classifier, compile_score(classifier), calibration)
-    clean, attacked = encode_set(network, splits.test), fooling_evidence(network, store, "test")
-    return _figures(fitted, clean, attacked, rate, seed)
+    return _figures(network, splits, store, [fitted], rate, seed)[0]
 
 
 def judge_each_feature(
@@ -140,24 +143,54 @@ def judge_each_feature(
     """
     network = _network_for(bundle, splits, fit_on)
     _check_attacks(bundle, judge_by)
-    fitting, calibration = encode_set(network, splits.fitting), encode_set(network, splits.calibration)
-    fit_attacked = fooling_evidence(network, fit_on, "fitting")
-    clean, attacked = encode_set(network, splits.test), fooling_evidence(network, judge_by, "test")
-    fitted = [fit_detector(name, fitting, fit_attacked, calibration, seed) for name in FEATURES]
-    return [_figures(detector, clean, attacked, rate, seed) for detector in fitted]
+    clean, attacked = _fitting_evidence(network, splits, fit_on)
+    fitted = [fit_detector(name, clean, attacked, encode_set(network, splits.calibration), seed) for name in FEATURES]
+    return _figures(network, splits, judge_by, fitted, rate, seed)
+
+
+def _fitting_evidence(network: GatedNet, splits: Splits, store: AttackStore) -> tuple[Evidence, dict[str, Evidence]]:
+    """Clean images and successful attacks of the fitting split, about `FITTED_IMAGES` of each at most."""
+    clean = Evidence.stacked(encode_set(network, splits.fitting), FITTED_IMAGES)
+    attacked = {
+        recipe: Evidence.stacked(fooling_evidence(network, store, "fitting", recipe), FITTED_IMAGES)
+        for recipe in store.recipes("fitting")
+    }
+    if clean is None:
+        raise DataError(f"expected clean images in the fitting split of {splits.fitting.name}, got none")
+    return clean, {recipe: evidence for recipe, evidence in attacked.items() if evidence is not None}
 
 
 def _figures(
-    fitted: FittedDetector, clean: Evidence, attacked: Mapping[str, Evidence], rate: float, seed: int
-) -> FeatureFigures:
-    if not attacked:
+    network: GatedNet, splits: Splits, store: AttackStore, fitted: Sequence[FittedDetector], rate: float, seed: int
+) -> list[FeatureFigures]:
+    """Each detector's figures; images pass the network once, and only their scores are kept."""
+    clean = _scores_of_each(fitted, encode_set(network, splits.test))
+    attacked = {
+        recipe: _scores_of_each(fitted, fooling_evidence(network, store, "test", recipe))
+        for recipe in store.recipes("test")
+    }
+    succeeded = {recipe: scores for recipe, scores in attacked.items() if len(scores[0])}
+    if not succeeded:
         raise DataError("expected at least one attack that fooled the network on the test split, got none to judge by")
-    clean_scores = fitted.scores(clean)
-    rows = [
-        detection_figures(name, clean_scores, fitted.scores(evidence), fitted.calibration, rate, seed)
-        for name, evidence in attacked.items()
+    return [
+        FeatureFigures(
+            detector.features,
+            [
+                detection_figures(recipe, clean[place], scores[place], detector.calibration, rate, seed)
+                for recipe, scores in succeeded.items()
+            ],
+            false_alarm_figures(clean[place], detector.calibration, rate),
+        )
+        for place, detector in enumerate(fitted)
     ]
-    return FeatureFigures(fitted.features, rows, false_alarm_figures(clean_scores, fitted.calibration, rate))
+
+
+def _scores_of_each(fitted: Sequence[FittedDetector], parts: Iterable[Evidence]) -> list[Scores]:
+    found: list[list[Scores]] = [[] for _ in fitted]
+    for part in parts:
+        for scores, detector in zip(found, fitted, strict=True):
+            scores.append(detector.scores([part]))
+    return [np.concatenate([np.empty(0), *scores]) for scores in found]
 
 
 def _network_for(bundle: Bundle, splits: Splits, store: AttackStore | None = None) -> GatedNet:

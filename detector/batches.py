@@ -12,7 +12,7 @@ from detector.images import Pixels
 
 def to_tensor(pixels: Pixels, device: torch.device) -> Tensor:
     """`uint8` `(images, height, width, channels)` -> float in [0, 1], `(images, channels, height, width)`."""
-    tensor = torch.from_numpy(np.ascontiguousarray(pixels)).to(device)
+    tensor = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).to(device)
     return tensor.permute(0, 3, 1, 2).contiguous().float().div_(255)
 
 

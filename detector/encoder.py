@@ -1,6 +1,6 @@
 """Images -> what one forward pass of a decoupled network leaves behind as evidence."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,9 +34,20 @@ class Evidence:
         return len(self.path)
 
     @classmethod
-    def stacked(cls, parts: Iterable["Evidence"]) -> "Evidence":
-        """The evidence of the images of all `parts`, in order; there must be at least one part."""
-        kept = list(parts)
+    def stacked(cls, parts: Iterable["Evidence"], at_most: int | None = None) -> "Evidence | None":
+        """The evidence of the images of `parts`, in order; None where there are none.
+
+        Args:
+            parts: read one by one.
+            at_most: about where to stop: no further part is read once this many images are there.
+        """
+        kept: list[Evidence] = []
+        for part in parts:
+            kept.append(part)
+            if at_most is not None and sum(map(len, kept)) >= at_most:
+                break
+        if not kept:
+            return None
         return cls(
             np.concatenate([part.class_logits for part in kept]),
             np.concatenate([part.gate_logits for part in kept]),
@@ -57,8 +68,8 @@ def encode(network: GatedNet, images: Tensor) -> Evidence:
     return Evidence(logits.float().cpu().numpy(), gate_logits, PathEncoding(gate_logits > 0, network.layers))
 
 
-def encode_set(network: GatedNet, images: ImageSet, batch: int = 500) -> Evidence:
-    """The evidence of all `images`, read batch by batch."""
+def encode_set(network: GatedNet, images: ImageSet, batch: int = 500) -> Iterator[Evidence]:
+    """The evidence of `images`, one batch in memory at a time."""
     network.eval()
-    device = device_of(network)
-    return Evidence.stacked(encode(network, pixels) for _, pixels in batches(images, batch, device))
+    for _, pixels in batches(images, batch, device_of(network)):
+        yield encode(network, pixels)

@@ -29,7 +29,9 @@ def all_features(evidence: Evidence) -> Floats:
     return np.concatenate([path_bits(evidence), gate_logits(evidence), class_margins(evidence)], axis=1)
 
 
-FEATURES: Mapping[str, Callable[[Evidence], Floats]] = {
+Columns = Callable[[Evidence], Floats]
+
+FEATURES: Mapping[str, Columns] = {
     "bits": path_bits,
     "gates": gate_logits,
     "margins": class_margins,
@@ -37,7 +39,7 @@ FEATURES: Mapping[str, Callable[[Evidence], Floats]] = {
 }
 
 
-def features_named(name: str) -> Callable[[Evidence], Floats]:
+def features_named(name: str) -> Columns:
     """The feature function of that name.
 
     Raises:

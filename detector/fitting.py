@@ -1,6 +1,6 @@
 """Evidence of clean and of attacked images -> a fitted and calibrated detector."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +10,8 @@ from detector.classifier import default_estimator
 from detector.compiled_score import Score, compile_score
 from detector.encoder import Evidence
 from detector.errors import DataError
-from detector.features import features_named
-from detector.thresholds import Calibration
+from detector.features import Columns, features_named
+from detector.thresholds import Calibration, Scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +30,17 @@ class FittedDetector:
     score: Score
     calibration: Calibration
 
-    def scores(self, evidence: Evidence) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
-        """How suspicious each image is, `(images,)`."""
-        return self.score(features_named(self.features)(evidence))
+    def scores(self, parts: Iterable[Evidence]) -> Scores:
+        """How suspicious each image of `parts` is, `(images,)`; parts are read one by one."""
+        return _scores(self.score, features_named(self.features), parts)
+
+
+def _scores(score: Score, columns_of: Columns, parts: Iterable[Evidence]) -> Scores:
+    return np.concatenate([np.empty(0), *(score(columns_of(part)) for part in parts)])
 
 
 def fit_detector(
-    features: str, clean: Evidence, attacked: Mapping[str, Evidence], calibration: Evidence, seed: int = 0
+    features: str, clean: Evidence, attacked: Mapping[str, Evidence], calibration: Iterable[Evidence], seed: int = 0
 ) -> FittedDetector:
     """Fit on clean images against successful attacks, calibrate on clean images of other sources.
 
@@ -44,7 +48,7 @@ def fit_detector(
         features: name of the features, in `detector.features.FEATURES`.
         clean: evidence of the clean images of the fitting split.
         attacked: recipe -> evidence of its successful attacks on the fitting split.
-        calibration: evidence of the clean images of the calibration split.
+        calibration: evidence of the clean images of the calibration split, in parts.
         seed: of the classifier.
 
     Raises:
@@ -52,7 +56,7 @@ def fit_detector(
         RequestError: the features are unknown.
     """
     columns_of = features_named(features)
-    positives = [columns_of(evidence) for evidence in attacked.values() if len(evidence)]
+    positives = [columns_of(evidence) for evidence in attacked.values()]
     if not positives:
         raise DataError("expected at least one attack that fooled the network, got none to fit on")
     negatives = columns_of(clean)
@@ -60,4 +64,4 @@ def fit_detector(
     labels = np.arange(len(rows)) >= len(negatives)
     classifier = default_estimator(seed).fit(rows, labels)
     score = compile_score(classifier)
-    return FittedDetector(features, classifier, score, Calibration(score(columns_of(calibration))))
+    return FittedDetector(features, classifier, score, Calibration(_scores(score, columns_of, calibration)))

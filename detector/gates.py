@@ -90,10 +90,11 @@ class ChannelGate(nn.Module):
             `output` with the closed filters exactly zero, and the reading.
         """
         reading = self.read(features)
-        gated = output * reading.mask.to(output.dtype)[:, :, None, None]
+        mask = reading.mask.to(output.dtype)[:, :, None, None]
         if self.training:
             reading = GateReading(reading.logits, reading.mask, output.mean(dim=(2, 3)))
-        return gated, reading
+        # Nothing else reads the output (see `decouple`), so that without gradients it can be masked where it lies.
+        return (output * mask if torch.is_grad_enabled() else output.mul_(mask)), reading
 
     def _noisy_mask(self, logits: Tensor) -> Tensor:
         noisy = logits + self.noise * torch.randn_like(logits) if self.noise > 0 else logits

@@ -5,7 +5,6 @@ file format. Only NumPy and Pillow are needed: torchvision's own decoders do not
 """
 
 import io
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,22 +67,21 @@ def decode(content: bytes, spec: ImageSpec, max_pixels: int = 16_777_216) -> Dec
     """
     if not content:
         raise ImageError("expected an image file, got 0 bytes")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
-                width, height = opened.size
-                if width * height > max_pixels:
-                    raise ImageError(f"expected at most {max_pixels} pixels, got {width} x {height} = {width * height}")
-                _check_colour(opened.mode, spec)
-                opened.load()
-                image = opened.convert(_MODES[spec.channels])
-        except UnidentifiedImageError:
-            raise ImageError(f"expected a JPEG, PNG or WebP file, got {len(content)} bytes of something else") from None
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-            raise ImageError(f"expected at most {max_pixels} pixels, got many more in the file's header") from None
-        except (OSError, SyntaxError, ValueError, EOFError) as error:
-            raise ImageError(f"expected a whole image file, got a damaged one ({_one_line(error)})") from None
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
+            width, height = opened.size
+            if width * height > max_pixels:
+                raise ImageError(f"expected at most {max_pixels} pixels, got {width} x {height} = {width * height}")
+            _check_colour(opened.mode, spec)
+            opened.load()
+            image = opened.convert(_MODES[spec.channels])
+    except UnidentifiedImageError:
+        raise ImageError(f"expected a JPEG, PNG or WebP file, got {len(content)} bytes of something else") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageError(f"expected at most {max_pixels} pixels, got many more in the file's header") from None
+    except (OSError, SyntaxError, ValueError, EOFError, Warning) as error:
+        # Pillow warns of damage that it can read around; where warnings are errors, they come here.
+        raise ImageError(f"expected a whole image file, got a damaged one ({_one_line(error)})") from None
     return _fit(image, spec)
 
 

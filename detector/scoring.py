@@ -1,38 +1,18 @@
 """Images in, verdicts out: all that serving sees of the detector."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from detector.batches import best_device, to_tensor
 from detector.bundle import Bundle
 from detector.compiled_score import compile_score
+from detector.detections import Detections
 from detector.encoder import encode
 from detector.errors import ImageError
 from detector.features import features_named
+from detector.folding import fold_normalisation
 from detector.images import ImageSpec, Pixels
-from detector.path_encoding import PathEncoding
-
-
-@dataclass(frozen=True, slots=True)
-class Detections:
-    """What one forward pass says about a batch of images.
-
-    Attributes:
-        labels: predicted class, `int64`, `(images,)`.
-        probabilities: softmax over the classes, `float32`, `(images, classes)`.
-        scores: adversarial score, unbounded, larger is more suspicious, `float64`, `(images,)`.
-        p_values: share of clean calibration images at least as suspicious, in (0, 1], `float64`, `(images,)`.
-        paths: the calculation paths, `images` rows.
-    """
-
-    labels: npt.NDArray[np.int64]
-    probabilities: npt.NDArray[np.float32]
-    scores: npt.NDArray[np.float64]
-    p_values: npt.NDArray[np.float64]
-    paths: PathEncoding
 
 
 class Detector:
@@ -48,7 +28,7 @@ class Detector:
         Raises:
             ArtifactError: the bundle lacks a stage, or a part cannot be used.
         """
-        self._network = bundle.network()
+        self._network = fold_normalisation(bundle.network())
         self._score = compile_score(bundle.classifier())
         self._calibration = bundle.calibration()
         info = bundle.manifest.detector

@@ -42,7 +42,7 @@ class Schedule:
         momentum: of SGD with Nesterov's look-ahead.
         weight_decay: on all weights.
         flip: whether images are mirrored at random.
-        shift: largest random shift in pixels.
+        shift: largest random shift up, down and sideways, as a share of the height.
         seed: of weights, order of images, augmentation and noise.
     """
 
@@ -52,7 +52,7 @@ class Schedule:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     flip: bool = True
-    shift: int = 4
+    shift: float = 0.125
     seed: int = 0
 
 
@@ -282,7 +282,7 @@ def _rate_at(progress: float, warm_up: float = 0.1) -> float:
 def _augment(pixels: Pixels, schedule: Schedule, chooser: np.random.Generator) -> Pixels:
     """Shift each image at random over a black border and mirror half of them."""
     count, height, width, _ = pixels.shape
-    border = schedule.shift
+    border = int(schedule.shift * height)
     padded = np.pad(pixels, ((0, 0), (border, border), (border, border), (0, 0)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(1, 2))
     rows, columns = chooser.integers(0, 2 * border + 1, (2, count))

@@ -10,7 +10,7 @@ from sklearn.preprocessing import FunctionTransformer
 from detector import bundle as bundles
 from detector.bundle import Bundle, DetectorInfo, add_detector
 from detector.classifier import default_estimator
-from detector.encoder import encode_set
+from detector.encoder import Evidence, encode_set
 from detector.errors import ArtifactError
 from detector.features import all_features
 from detector.scoring import Detector
@@ -20,7 +20,7 @@ from detector.thresholds import Calibration
 @pytest.fixture
 def whole(decoupled_bundle, digits):
     """A bundle with all three stages; its detector tells dark digits from light ones."""
-    columns = all_features(encode_set(decoupled_bundle.network(), digits.fitting))
+    columns = all_features(Evidence.stacked(encode_set(decoupled_bundle.network(), digits.fitting)))
     classifier = default_estimator().fit(columns, digits.fitting.labels > 4)
     calibration = Calibration(np.linspace(-1, 1, 99))
     return add_detector(decoupled_bundle, DetectorInfo("all", 0.05, ("none",)), classifier, calibration, {})
@@ -53,7 +53,7 @@ def test_a_detector_answers_for_an_image_alone_as_in_a_batch(whole, digits):
 
 def test_the_score_is_that_of_the_scikit_learn_pipeline(whole, digits):
     pixels = digits.test.pixels(slice(0, 5))
-    columns = all_features(encode_set(whole.network(), digits.test.first(5)))
+    columns = all_features(Evidence.stacked(encode_set(whole.network(), digits.test.first(5))))
 
     expected = whole.classifier().decision_function(columns)
 

@@ -34,9 +34,9 @@ def test_figures_of_a_case_computed_by_hand():
 
 
 def test_a_fitted_detector_tells_two_kinds_of_paths_apart_on_fresh_images():
-    fitted = fit_detector("bits", evidence(-1, 300, 0), {"x": evidence(1, 300, 1)}, evidence(-1, 300, 2))
+    fitted = fit_detector("bits", evidence(-1, 300, 0), {"x": evidence(1, 300, 1)}, [evidence(-1, 300, 2)])
 
-    clean, attacked = fitted.scores(evidence(-1, 300, 3)), fitted.scores(evidence(1, 300, 4))
+    clean, attacked = fitted.scores([evidence(-1, 300, 3)]), fitted.scores([evidence(1, 300, 4)])
 
     assert auroc(clean, attacked) > 0.95
     assert false_alarm_figures(clean, fitted.calibration, 0.05).as_expected
@@ -44,6 +44,6 @@ def test_a_fitted_detector_tells_two_kinds_of_paths_apart_on_fresh_images():
 
 def test_without_a_successful_attack_there_is_nothing_to_fit_or_judge():
     with pytest.raises(DataError, match="expected at least one attack that fooled the network"):
-        fit_detector("bits", evidence(-1, 9, 0), {}, evidence(-1, 9, 1))
+        fit_detector("bits", evidence(-1, 9, 0), {}, [evidence(-1, 9, 1)])
     with pytest.raises(DataError, match="expected clean images and successful pgd, got 3 and 0"):
         detection_figures("pgd", np.zeros(3), np.zeros(0), Calibration(np.zeros(99)), 0.05)

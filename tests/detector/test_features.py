@@ -17,12 +17,22 @@ def network():
 def test_an_image_has_the_same_evidence_alone_and_in_a_batch(network, digits):
     images = digits.test.first(6)
 
-    together = encode_set(network, images, batch=6)
-    alone = Evidence.stacked(encode_set(network, images.subset(slice(i, i + 1))) for i in range(6))
+    together = Evidence.stacked(encode_set(network, images, batch=6))
+    alone = Evidence.stacked(encode_set(network, images, batch=1))
 
     np.testing.assert_allclose(together.gate_logits, alone.gate_logits, atol=1e-4)
     sure = np.abs(together.gate_logits) > 1e-4
     assert np.array_equal(together.path.bits[sure], alone.path.bits[sure])
+
+
+def test_no_more_parts_are_read_than_are_asked_for(network, digits):
+    parts = encode_set(network, digits.test.first(30), batch=10)
+
+    some = Evidence.stacked(parts, at_most=11)
+
+    assert len(some) == 20
+    assert len(next(parts)) == 10
+    assert Evidence.stacked([]) is None
 
 
 def test_path_bits_say_where_a_gate_logit_is_above_zero(network):

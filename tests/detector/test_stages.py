@@ -8,7 +8,7 @@ from detector.errors import ArtifactError, DataError, RequestError, TrainingErro
 from detector.stages import make_backbone, make_decoupled
 from detector.training import Schedule
 
-SCHEDULE = Schedule(epochs=2, batch=64, learning_rate=0.05, flip=False, shift=1)
+SCHEDULE = Schedule(epochs=2, batch=64, learning_rate=0.05, flip=False)
 
 
 def ignore(_progress):

@@ -18,7 +18,7 @@ from detector.training import (
     train_decoupled,
 )
 
-SCHEDULE = Schedule(epochs=2, batch=64, learning_rate=0.05, flip=False, shift=1)
+SCHEDULE = Schedule(epochs=2, batch=64, learning_rate=0.05, flip=False)
 
 
 def ignore(_progress):

@@ -1,0 +1,105 @@
+"""Label and verdict against the plain forward pass of the same backbone, both in torch eager, same threads.
+
+    python -m benchmarks.overhead [--threads N] [--quick] [--json FILE]
+
+Weights are fresh: time does not depend on them. The plain side takes a ready tensor and gives logits; our side takes
+8-bit pixels and gives labels, probabilities, scores, p-values and paths. Repetitions of the two are interleaved.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+
+from benchmarks.report import Row, print_rows, write_rows
+from detector.batches import to_tensor
+from detector.bundle import Bundle, DetectorInfo, GatesInfo, NetworkInfo, add_detector, add_network, begin_bundle
+from detector.classifier import default_estimator
+from detector.decouple import decouple
+from detector.encoder import encode
+from detector.features import features_named
+from detector.images import ImageSpec, Pixels
+from detector.networks import build_network
+from detector.scoring import Detector
+from detector.thresholds import Calibration
+
+BARS = {1: 1.6, 32: 1.25}
+NETWORKS = ("resnet20", "resnet56", "resnet8")
+
+
+def main(
+    threads: Annotated[int, typer.Option(help="Threads of torch.", min=1)] = 1,
+    quick: Annotated[bool, typer.Option(help="Under a minute.")] = False,
+    json: Annotated[Path | None, typer.Option(help="File for the rows {figure, value, bar, met}.")] = None,
+) -> None:
+    """Measure and print."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    rows = []
+    for name in NETWORKS:
+        with tempfile.TemporaryDirectory() as folder:
+            detector, plain = _fresh(name, Path(folder))
+        for batch, bar in BARS.items():
+            pixels = np.random.default_rng(0).integers(0, 256, (batch, 32, 32, 3), dtype=np.uint8)
+            repetitions = max(5, (300 if quick else 2000) // batch) // (4 if name == "resnet56" else 1) + 5
+            ours, theirs = _interleaved(_ours(detector, pixels), _plain(plain, pixels), repetitions)
+            held = bar if name == "resnet20" else None
+            rows += [
+                Row(
+                    figure=f"{name}, batch {batch}: label and verdict / plain forward",
+                    value=ours / theirs,
+                    bar=held,
+                ),
+                Row(figure=f"{name}, batch {batch}: plain forward pass, ms", value=1000 * theirs),
+            ]
+    print_rows(f"32 x 32 RGB, {threads} thread(s), medians of interleaved repetitions", rows)
+    if json is not None:
+        write_rows(json, rows)
+
+
+def _fresh(name: str, folder: Path) -> tuple[Detector, torch.nn.Module]:
+    """A detector with fresh weights, and its plain backbone."""
+    spec, classes = ImageSpec(32, 32, 3), tuple("abcdefghij")
+    backbone = build_network(name, 3, len(classes)).eval()
+    network = decouple(backbone).eval()
+    bundle = begin_bundle(folder, NetworkInfo(name, classes, spec, "none"), backbone, {})
+    bundle = add_network(bundle, folder, GatesInfo(0.7, True, "pathguard"), network, {})
+    columns = features_named("all")(encode(network, torch.rand(60, 3, 32, 32)))
+    classifier = default_estimator().fit(columns, np.arange(60) % 2)
+    bundle = add_detector(bundle, DetectorInfo("all", 0.05, ()), classifier, Calibration(np.arange(3000.0)), {})
+    return Detector(Bundle(folder)), backbone
+
+
+def _ours(detector: Detector, pixels: Pixels) -> Callable[[], object]:
+    return lambda: detector.detect(pixels)
+
+
+def _plain(backbone: torch.nn.Module, pixels: Pixels) -> Callable[[], object]:
+    images = to_tensor(pixels, torch.device("cpu"))
+
+    def forward() -> object:
+        with torch.inference_mode():
+            return backbone(images)
+
+    return forward
+
+
+def _interleaved(ours: Callable[[], object], theirs: Callable[[], object], repetitions: int) -> tuple[float, float]:
+    """Median seconds of each."""
+    taken: tuple[list[float], list[float]] = ([], [])
+    for repetition in range(repetitions + 3):
+        for call, times in zip((ours, theirs), taken, strict=True):
+            began = time.perf_counter()
+            call()
+            if repetition >= 3:  # the first ones warm up
+                times.append(time.perf_counter() - began)
+    return float(np.median(taken[0])), float(np.median(taken[1]))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,5 @@
+"""`python -m pathguard` is the command `pathguard`."""
+
+from pathguard.cli import main
+
+main()

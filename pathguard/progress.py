@@ -1,0 +1,60 @@
+"""Progress of long steps on the terminal: how far, how fast, how long still."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from attacks.campaign import Campaign
+    from detector.training import Progress as TrainingProgress
+
+
+# Names of validation figures that would not fit on a line of 80 columns.
+_SHORT = {"keep_ratio": "open", "input_dependent": "live"}
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[Callable[[int, int, str], None]]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=12),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("left  {task.fields[status]}"),
+    )
+    # On standard error, so that --json and tables can be piped.
+    with Progress(*columns, console=Console(stderr=True), refresh_per_second=2) as progress:
+        task = progress.add_task(title, total=None, status="")
+
+        def update(done: int, total: int, status: str) -> None:
+            progress.update(task, completed=done, total=total, status=status)
+
+        yield update
+
+
+@contextmanager
+def training_bar(title: str) -> Iterator[Callable[["TrainingProgress"], None]]:
+    """A listener for training: steps, loss, and the figures of the last whole epoch."""
+    with _bar(title) as update:
+
+        def listen(state: "TrainingProgress") -> None:
+            figures = "".join(f"  {_SHORT.get(name, name)} {value:.3f}" for name, value in state.figures.items())
+            update(state.step, state.steps, f"loss {state.loss:.2f}{figures}")
+
+        yield listen
+
+
+@contextmanager
+def attack_bar(title: str) -> Iterator[Callable[["Campaign"], None]]:
+    """A listener for attacks: shards, and how often the last one fooled the network."""
+    with _bar(title) as update:
+
+        def listen(state: "Campaign") -> None:
+            record = state.record
+            status = f"{record.key.recipe} fooled {record.fooled} of {record.images}" if record else ""
+            update(state.done, state.total, status)
+
+        yield listen

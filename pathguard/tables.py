@@ -1,0 +1,63 @@
+"""Rows for a person or, with `--json`, for a program."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+Rows = Sequence[Mapping[str, object]]
+
+
+def row_of(value: Any) -> dict[str, object]:
+    """The fields of a dataclass, as one flat row: a nested dataclass contributes its own fields."""
+    row: dict[str, object] = {}
+    for field in dataclasses.fields(value):
+        item = getattr(value, field.name)
+        if dataclasses.is_dataclass(item):
+            row.update(row_of(item))
+        else:
+            row[field.name] = item
+    return row
+
+
+def show(title: str, rows: Rows, as_json: bool = False) -> None:
+    """Print `rows` on standard output: a JSON list of objects, or a table under `title`.
+
+    Args:
+        title: what the table shows.
+        rows: column -> value; all rows with the columns of the first.
+        as_json: whether a program reads it; values that are not finite become null.
+    """
+    if as_json:
+        finite = [{key: _finite(value) for key, value in row.items()} for row in rows]
+        print(json.dumps(finite, indent=2))
+        return
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    columns = list(rows[0]) if rows else []
+    for column in columns:
+        numeric = all(isinstance(row[column], int | float) for row in rows)
+        table.add_column(column.replace("_", " "), justify="right" if numeric else "left")
+    for row in rows:
+        table.add_row(*(_text(row[column]) for column in columns))
+    Console().print(table)
+
+
+def _finite(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _text(value: object) -> str:
+    match value:
+        case None:
+            return ""
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:.4f}" if math.isfinite(value) else "-"
+        case _:
+            return str(value)

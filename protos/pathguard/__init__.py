@@ -1,0 +1,1 @@
+"""Pathguard's own contracts, by version."""

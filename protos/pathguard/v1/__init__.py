@@ -1,0 +1,1 @@
+"""Version 1 of Pathguard's contract: `pathguard.v1.DetectionService`."""

@@ -1,0 +1,141 @@
+"""What can go wrong in the server, and the status that a caller sees for each error: the one table.
+
+DetectorError
+└── ServiceError
+    ├── InvalidRequestError   the request breaks the contract; names the fields      (caller)
+    ├── UnknownModelError     this server has no model of that name                  (caller)
+    ├── ExpiredError          the deadline passed while the images were waiting      (caller)
+    ├── OverloadedError       too much work is waiting; says when to try again       (load)
+    ├── UnavailableError      the server is warming up or stopping                   (operator)
+    ├── ConfigError           a setting is unknown or out of range                   (operator)
+    ├── AddressError          the server cannot listen where it was told to          (operator)
+    └── AnswerError           the model's answers are not what was asked for         (us)
+"""
+
+import logging
+import secrets
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.rpc.error_details_pb2 import BadRequest, RetryInfo
+from google.rpc.status_pb2 import Status
+
+from detector.errors import (
+    ArtifactError,
+    DataError,
+    DetectorError,
+    ImageError,
+    PathShapeError,
+    RequestError,
+    TrainingError,
+)
+
+_log = logging.getLogger(__name__)
+
+
+class ServiceError(DetectorError):
+    """Base of every error that the server raises on purpose; its text is one line for a person."""
+
+
+class InvalidRequestError(ServiceError):
+    """The request breaks the contract.
+
+    Attributes:
+        violations: path of a field in the request, such as `images[3].encoded` -> what was expected and what came.
+    """
+
+    def __init__(self, violations: Mapping[str, str]) -> None:
+        """Makes the text of all violations together."""
+        super().__init__("; ".join(f"{field}: {text}" for field, text in violations.items()))
+        self.violations = violations
+
+
+class UnknownModelError(ServiceError):
+    """This server has no model of that name."""
+
+
+class ExpiredError(ServiceError):
+    """The caller's deadline passed while its images were waiting."""
+
+
+class OverloadedError(ServiceError):
+    """Too much work is waiting.
+
+    Attributes:
+        retry_after_seconds: when there is likely to be room, above 0.
+    """
+
+    def __init__(self, message: str, retry_after_seconds: float) -> None:
+        """Keeps both."""
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class UnavailableError(ServiceError):
+    """The server is warming up or stopping."""
+
+
+class ConfigError(ServiceError):
+    """A setting is unknown, or its value is out of range."""
+
+
+class AddressError(ServiceError):
+    """The server cannot listen where it was told to: the port is in use, or the host is not of this machine."""
+
+
+class AnswerError(ServiceError):
+    """The model's answers are not what was asked for: too many, too few, or not numbers."""
+
+
+STATUS: Mapping[type[DetectorError], grpc.StatusCode] = MappingProxyType(
+    {
+        ImageError: grpc.StatusCode.INVALID_ARGUMENT,
+        RequestError: grpc.StatusCode.INVALID_ARGUMENT,
+        InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
+        UnknownModelError: grpc.StatusCode.NOT_FOUND,
+        ExpiredError: grpc.StatusCode.DEADLINE_EXCEEDED,
+        OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+        UnavailableError: grpc.StatusCode.UNAVAILABLE,
+        # The next ones are about the server's own files, settings or code: their text stays in the log.
+        DataError: grpc.StatusCode.INTERNAL,
+        TrainingError: grpc.StatusCode.INTERNAL,
+        ArtifactError: grpc.StatusCode.INTERNAL,
+        PathShapeError: grpc.StatusCode.INTERNAL,
+        ConfigError: grpc.StatusCode.INTERNAL,
+        AddressError: grpc.StatusCode.INTERNAL,
+        AnswerError: grpc.StatusCode.INTERNAL,
+    }
+)
+
+
+def status_of(error: BaseException, field: str | None = None) -> Status:
+    """What a caller is told about `error`.
+
+    An error without a row in `STATUS`, or with INTERNAL there, is logged in full under a fresh id, and the caller
+    gets only that id.
+
+    Args:
+        error: what was raised.
+        field: path of the field of the request that is to blame, where the error does not say it itself.
+    """
+    code = STATUS.get(type(error), grpc.StatusCode.INTERNAL) if isinstance(error, DetectorError) else None
+    if code is None or code is grpc.StatusCode.INTERNAL:
+        return _internal(error)
+    status = Status(code=code.value[0], message=str(error))
+    violations = error.violations if isinstance(error, InvalidRequestError) else {field: str(error)} if field else {}
+    if violations:
+        fields = [BadRequest.FieldViolation(field=name, description=text) for name, text in violations.items()]
+        status.details.add().Pack(BadRequest(field_violations=fields))
+    if isinstance(error, OverloadedError):
+        delay = Duration()
+        delay.FromNanoseconds(int(error.retry_after_seconds * 1e9))
+        status.details.add().Pack(RetryInfo(retry_delay=delay))
+    return status
+
+
+def _internal(error: BaseException) -> Status:
+    number = secrets.token_hex(8)
+    _log.error("internal error, id %s", number, exc_info=error)
+    return Status(code=grpc.StatusCode.INTERNAL.value[0], message=f"internal error, id {number}")

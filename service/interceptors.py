@@ -1,0 +1,93 @@
+"""The outermost interceptor: what a handler raises becomes a status, and nothing else of it reaches the caller.
+
+Without it grpcio sends the text of an unhandled exception to the client, and a handler that raises CancelledError
+leaves the client waiting until its deadline.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, NoReturn
+
+import grpc
+from google.rpc.status_pb2 import Status
+
+from service.errors import status_of
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+DETAILS_KEY = "grpc-status-details-bin"
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Ends failed RPCs with the status that `service.errors` gives, as `google.rpc.Status` with all its details."""
+
+    def __init__(self) -> None:
+        """Starts without having seen any method."""
+        self._guarded: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+
+    async def intercept_service(
+        self,
+        continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]]",
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
+        """Wraps the handler that `continuation` finds; None, for an unknown method, stays None."""
+        method = handler_call_details.method
+        if method not in self._guarded:
+            handler = await continuation(handler_call_details)
+            if handler is None:
+                return None
+            self._guarded[method] = _guarded_handler(handler)
+        return self._guarded[method]
+
+
+def _guarded_handler(handler: Any) -> "grpc.RpcMethodHandler[Any, Any]":
+    coders = (handler.request_deserializer, handler.response_serializer)
+    if handler.response_streaming:
+        stream = (
+            grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
+        )
+        return stream(_guarded_stream(handler.stream_stream or handler.unary_stream), *coders)
+    single = grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
+    return single(_guarded(handler.stream_unary or handler.unary_unary), *coders)
+
+
+def _guarded(behaviour: Callable[[Any, Context], Awaitable[Any]]) -> Any:
+    async def guarded(request: Any, context: Context) -> Any:
+        try:
+            return await behaviour(request, context)
+        except (Exception, asyncio.CancelledError) as error:
+            await _end(context, error)
+
+    return guarded
+
+
+def _guarded_stream(behaviour: Callable[[Any, Context], AsyncIterator[Any]]) -> Any:
+    async def guarded(request: Any, context: Context) -> AsyncIterator[Any]:
+        try:
+            async for response in behaviour(request, context):
+                yield response
+        except (Exception, asyncio.CancelledError) as error:
+            await _end(context, error)
+
+    return guarded
+
+
+async def _end(context: Context, error: BaseException) -> NoReturn:
+    if isinstance(error, grpc.aio.AbortError):
+        raise error
+    if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+        raise error
+    await abort_with(context, status_of(error))
+
+
+async def abort_with(context: Context, status: Status) -> NoReturn:
+    """Ends the RPC with `status` and its details."""
+    await context.abort(_CODES[status.code], status.message, ((DETAILS_KEY, status.SerializeToString()),))
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody cancelled this RPC, rather than its handler having run into somebody else's cancellation."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -1,0 +1,171 @@
+import json
+import socket
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from pathguard import __version__
+from pathguard.cli import main
+from tests.conftest import untrained_bundle
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Runs one command: exit code, standard output, standard error."""
+
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["pathguard", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        captured = capsys.readouterr()
+        return stopped.value.code or 0, captured.out, captured.err
+
+    return command
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for index in range(40):
+        folder = tmp_path / "photos" / ("cat" if index % 2 else "dog")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), index * 6).save(folder / f"{index}.png")
+    return tmp_path / "photos"
+
+
+def test_the_version_and_every_command_with_its_defaults_are_told(run):
+    assert run("--version")[1].strip() == __version__
+    code, out, _ = run("--help")
+    assert code == 0
+    for verb in ("train", "decouple", "attack", "fit", "evaluate", "serve", "detect", "bench", "health"):
+        assert verb in out
+    assert "[default: 40]" in run("train", "--help")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "--data", "mnist", "--out", "x"), "expected a data set of fashion-mnist, cifar10 or folder:PATH;"),
+        (("train", "--data", "folder:nowhere", "--out", "x"), "got no folder nowhere"),
+        (("decouple", "--bundle", "nowhere"), "expected a bundle in nowhere, got no manifest.json"),
+        (("attack", "--bundle", "nowhere", "--out", "x", "--recipes", "magic"), "expected attacks of fgsm, pgd,"),
+        (("fit", "--bundle", "nowhere", "--attacks", "x"), "expected a bundle in nowhere"),
+        (("serve", "--bundle", "nowhere"), "expected a bundle in nowhere"),
+        (("serve", "--bundle", "nowhere", "--host", "0.0.0.0"), "expected a loopback host such as 127.0.0.1, got"),
+        (("serve", "--bundle", "nowhere", "--port", "70000"), "expected port of 0 to 65535, got 70000"),
+        (("health", "--target", "127.0.0.1:1", "--timeout-seconds", 0.5), "expected a server that is ready at 127"),
+    ],
+)  # fmt: skip
+def test_a_mistake_gets_one_line_and_exit_code_1(run, arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    code, out, err = run(*arguments)
+
+    assert code == 1
+    assert message in err
+    assert len([line for line in err.splitlines() if "error:" in line]) == 1
+    assert "Traceback" not in err
+    assert out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train",), "Missing option '--out'"),
+        (("fly",), "No such command 'fly'"),
+        (("train", "--out", "x", "--epochs", "0"), "greater than or equal to 1"),
+        (("detect", "nowhere.png"), "expected an image file or a folder, got no nowhere.png"),
+        (("detect", "."), "expected images (.jpg, .jpeg, .png, .webp) in ., got none"),
+    ],
+)
+def test_a_wrong_argument_gets_one_line_and_exit_code_2(run, arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    code, _, err = run(*arguments)
+
+    assert code == 2
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
+def test_an_unknown_network_lists_the_known_ones(run, photos, tmp_path):
+    code, _, err = run(
+        "train", "--data", f"folder:{photos}", "--network", "lenet", "--batch", 8, "--out", tmp_path / "b"
+    )
+
+    assert code == 1
+    assert "expected a network of resnet14, resnet20, resnet56, resnet8; got 'lenet'" in err
+
+
+def test_an_unknown_variable_of_ours_is_refused(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATHGUARD_PROT", "1")
+
+    code, _, err = run("serve", "--bundle", tmp_path)
+
+    assert code == 1
+    assert "got PATHGUARD_PROT; known are PATHGUARD_ALLOW_INSECURE" in err
+
+
+def test_a_bundle_without_a_detector_is_not_served(run, digits, tmp_path):
+    bundle = untrained_bundle(digits)(tmp_path / "bundle")
+
+    code, _, err = run("serve", "--bundle", bundle.folder)
+
+    assert code == 1
+    assert "run `pathguard fit`" in err
+
+
+def test_json_of_a_training_run_is_all_that_stands_on_standard_output(run, photos, tmp_path):
+    arguments = ("--data", f"folder:{photos}", "--network", "resnet8", "--epochs", 1, "--batch", 8, "--limit", 16)
+
+    code, out, _ = run("train", *arguments, "--out", tmp_path / "b", "--json")
+
+    assert code == 0
+    assert set(json.loads(out)[0]) == {"accuracy", "images"}
+
+
+def test_ctrl_c_says_how_to_go_on(run, photos, tmp_path, monkeypatch):
+    def interrupted(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("detector.stages.make_backbone", interrupted)
+
+    code, _, err = run("train", "--data", f"folder:{photos}", "--out", tmp_path / "b")
+
+    assert code == 130
+    assert "the same command goes on from what is finished" in err
+
+
+def test_a_missing_library_names_the_extra_that_brings_it(run, photos, tmp_path, monkeypatch):
+    def missing(*_args, **_kwargs):
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    monkeypatch.setattr("detector.stages.make_backbone", missing)
+
+    code, _, err = run("train", "--data", f"folder:{photos}", "--out", tmp_path / "b")
+
+    assert code == 1
+    assert "expected the package torch, got none; install pathguard[serve]" in err
+
+
+def test_no_server_is_told_in_one_line(run, photos):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        target = f"127.0.0.1:{free.getsockname()[1]}"
+
+    code, _, err = run("detect", photos / "cat" / "1.png", "--target", target, "--timeout-seconds", "0.5")
+
+    assert code == 1
+    assert "error: " in err
+    assert target in err
+    assert "Traceback" not in err
+
+
+def test_the_clients_commands_import_no_torch():
+    script = "import sys, pathguard.cli; assert not {'torch', 'sklearn', 'detector'} & set(sys.modules)"
+
+    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+
+    assert finished.returncode == 0, finished.stderr

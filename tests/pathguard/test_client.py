@@ -1,0 +1,241 @@
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import numpy as np
+import pytest
+
+from detector.images import encode_png
+from pathguard import client as client_module
+from pathguard.client import (
+    AsyncClient,
+    Client,
+    ImageResult,
+    InputError,
+    OverloadedError,
+    RefusedError,
+    ServerError,
+    TimedOutError,
+    UnreachableError,
+    Verdict,
+    check_health,
+    split,
+)
+from protos.pathguard.v1 import detection_pb2 as pb
+from service.config import ServiceConfig
+from service.server import running_server
+from tests.service.conftest import QUICK
+from tests.service.fakes import LAYERS, POISON, FakeDetector, bits_of, image_of
+
+
+@pytest.fixture(scope="module")
+def detector():
+    return FakeDetector()
+
+
+@pytest.fixture(scope="module")
+def target(detector):
+    with running_server(detector, QUICK) as target:
+        yield target
+
+
+@pytest.fixture
+def client(target):
+    with Client(target) as client:
+        yield client
+
+
+@pytest.fixture
+def nobody():
+    """An address where no server answers."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{held.getsockname()[1]}"
+
+
+def test_bytes_paths_and_pixels_get_the_same_answer(client, tmp_path):
+    file = tmp_path / "image.png"
+    file.write_bytes(encode_png(image_of(7)))
+    first, second, third = client.detect([file, file.read_bytes(), image_of(7)])
+    assert first == second == third
+    assert first == ImageResult(
+        label=1,
+        name="shoe",
+        probabilities=(0.25, 0.5, 0.25),
+        score=7.0,
+        p_value=0.08,
+        verdict=Verdict.CLEAN,
+        model_version="model-1",
+        threshold_version="threshold-1",
+        max_false_alarm_rate=0.05,
+    )
+
+
+def test_the_rate_of_a_call_decides_its_verdicts(client):
+    (result,) = client.detect([image_of(7)], max_false_alarm_rate=0.08)
+    assert (result.verdict, result.max_false_alarm_rate) == (Verdict.ADVERSARIAL, 0.08)
+
+
+def test_paths_come_by_layer_when_asked_for(client):
+    (result,) = client.detect([image_of(37)], include_path=True)
+    assert {name: len(bits) for name, bits in result.path.items()} == LAYERS
+    np.testing.assert_array_equal(np.concatenate(list(result.path.values())), bits_of(np.array([37]))[0])
+
+
+def test_more_images_than_a_call_may_have_are_split_and_come_back_in_order(client):
+    values = [value % 200 for value in range(2500)]
+    assert [result.score for result in client.detect(image_of(value) for value in values)] == values
+
+
+def test_more_bytes_than_a_message_may_have_are_split_and_come_back_in_order(target):
+    with Client(target, max_message_bytes=5000) as client:
+        assert [result.score for result in client.detect([image_of(value) for value in range(100)])] == list(range(100))
+
+
+def test_parts_stay_within_the_message_limit():
+    images = [image_of(value) for value in range(100)]
+    parts = list(split(images, 5000))
+    assert sum(len(part.problems) for part in parts) == 100
+    assert max(client_module.request_of(part.messages).ByteSize() for part in parts) <= 5000
+
+
+def test_no_image_gives_no_result(client):
+    assert client.detect([]) == []
+
+
+def test_a_bad_image_carries_its_own_error_wherever_it_was_found(client, tmp_path):
+    missing, text, good = client.detect([tmp_path / "missing.png", b"text", image_of(2)])
+    assert missing.error == f"expected a file that can be read, got {tmp_path}/missing.png: No such file or directory"
+    assert text.error.startswith("expected a JPEG, PNG or WebP file")
+    assert (text.verdict, text.label, text.score) == (Verdict.UNSPECIFIED, None, None)
+    assert (good.error, good.score) == (None, 2.0)
+
+
+def test_an_image_over_the_message_limit_carries_its_own_error(target):
+    with Client(target, max_message_bytes=5000) as client:
+        large, good = client.detect([bytes(6000), image_of(2)])
+    assert large.error.startswith("expected an image of less than 904 bytes")
+    assert good.score == 2.0
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (b"one file", "expected several images, such as a list, got one bytes"),
+        (["photo.png"], "expected an image as bytes, a pathlib.Path or a uint8 array, got str"),
+        ([np.zeros((4, 4, 3))], r"expected uint8 pixels \(height, width, channels\), got float64"),
+        ([np.zeros((4, 4), np.uint8)], r"got uint8 \(4, 4\)"),
+    ],
+)
+def test_what_is_no_image_is_refused_before_anything_is_sent(client, images, message):
+    with pytest.raises(InputError, match=message):
+        client.detect(images)
+
+
+def test_a_refusal_tells_the_servers_reason(client):
+    with pytest.raises(RefusedError, match="max_false_alarm_rate: expected a rate of at least 0.01"):
+        client.detect([image_of(1)], max_false_alarm_rate=0.001)
+    with pytest.raises(RefusedError, match="got 'other'"):
+        client.detect([image_of(1)], model="other")
+
+
+def test_a_failing_model_gives_a_server_error_with_an_id(client):
+    with pytest.raises(ServerError, match="internal error, id "):
+        client.detect([image_of(POISON)])
+
+
+def test_a_timeout_is_said_with_its_seconds(client, detector):
+    detector.hold()
+    try:
+        with pytest.raises(TimedOutError, match=r"no answer from .* within 0\.05 s"):
+            client.detect([image_of(1)], timeout_seconds=0.05)
+    finally:
+        detector.gate.set()
+    with pytest.raises(InputError, match="expected a timeout above 0 s, got 0"):
+        client.detect([image_of(1)], timeout_seconds=0)
+
+
+def test_an_overloaded_server_says_when_to_try_again():
+    config = ServiceConfig(port=0, max_images_per_request=2, max_pending_images=2, notice_seconds=0.0)
+    detector = FakeDetector()
+    with running_server(detector, config) as target, Client(target) as first, Client(target) as second:
+        detector.hold()
+        with ThreadPoolExecutor() as pool:
+            accepted = pool.submit(first.detect, [image_of(1), image_of(2)])
+            assert detector.entered.wait(20)
+            with pytest.raises(OverloadedError) as caught:
+                second.detect([image_of(3)])
+            detector.gate.set()
+            assert [result.score for result in accepted.result()] == [1.0, 2.0]
+    assert caught.value.retry_after_seconds > 0
+
+
+def test_nobody_there_gives_one_line_and_no_trace_of_grpc(nobody):
+    with Client(nobody) as client, pytest.raises(UnreachableError) as caught:
+        client.detect([image_of(1)])
+    assert str(caught.value).startswith(f"no server answers at {nobody}: ")
+    assert "\n" not in str(caught.value)
+    assert caught.value.__suppress_context__
+
+
+def test_a_large_call_is_tried_again_while_the_server_is_unavailable():
+    seen = []
+
+    def unavailable_at_first(request, context):
+        seen.append(len(request.images[0].encoded))
+        if len(seen) < 3:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "restarting")
+        return pb.DetectResponse(results=[pb.ImageResult(score=5.0)])
+
+    handler = grpc.unary_unary_rpc_method_handler(
+        unavailable_at_first, pb.DetectRequest.FromString, pb.DetectResponse.SerializeToString
+    )
+    with ThreadPoolExecutor() as pool:
+        server = grpc.server(pool)
+        server.add_registered_method_handlers("pathguard.v1.DetectionService", {"Detect": handler})
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        with Client(f"127.0.0.1:{port}") as client:
+            (result,) = client.detect([bytes(2_000_000)])
+        server.stop(None).wait()
+    assert (result.score, seen) == (5.0, [2_000_000] * 3)
+
+
+def test_a_client_that_waits_gives_up_at_its_timeout(nobody):
+    with Client(nobody, wait_for_ready=True) as client, pytest.raises(TimedOutError):
+        client.models(timeout_seconds=0.1)
+
+
+def test_the_models_of_a_server_are_listed(client):
+    (model,) = client.models()
+    assert (model.name, model.height, model.channels, model.smallest_false_alarm_rate) == ("fake", 4, 3, 0.01)
+    assert model.layers == LAYERS
+
+
+def test_a_ready_server_is_known_from_one_that_is_not_there(client, target, nobody):
+    assert client.ready()
+    assert check_health(target)
+    assert not check_health(nobody, timeout_seconds=1.0)
+
+
+async def test_the_async_client_does_the_same(target, tmp_path, nobody):
+    async with AsyncClient(target) as client:
+        missing, good = await client.detect([tmp_path / "missing.png", image_of(2)], include_path=True)
+        assert missing.error is not None
+        assert (good.score, list(good.path)) == (2.0, list(LAYERS))
+        assert [model.name for model in await client.models()] == ["fake"]
+        assert await client.ready()
+        with pytest.raises(RefusedError):
+            await client.detect([image_of(1)], model="other")
+    async with AsyncClient(nobody) as client:
+        assert not await client.ready(timeout_seconds=1.0)
+        with pytest.raises(UnreachableError):
+            await client.detect([image_of(1)])
+
+
+def test_the_client_needs_neither_torch_nor_the_detector():
+    code = "import sys, pathguard.client, pathguard.load; print({'torch', 'detector', 'sklearn'} & {*sys.modules})"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "set()\n"

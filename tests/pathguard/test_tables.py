@@ -1,0 +1,36 @@
+import json
+from dataclasses import dataclass
+
+from pathguard.tables import row_of, show
+
+
+@dataclass
+class Inner:
+    open: float
+    live: int
+
+
+@dataclass
+class Outer:
+    name: str
+    gates: Inner
+
+
+def test_a_nested_value_becomes_one_flat_row():
+    assert row_of(Outer("a", Inner(0.5, 3))) == {"name": "a", "open": 0.5, "live": 3}
+
+
+def test_json_is_a_list_of_rows_in_which_what_is_not_finite_is_null(capsys):
+    show("title", [{"name": "a", "value": float("nan"), "flag": True}], as_json=True)
+
+    assert json.loads(capsys.readouterr().out) == [{"name": "a", "value": None, "flag": True}]
+
+
+def test_a_table_shows_every_value_for_a_person(capsys):
+    show("a title", [{"name": "a", "some_value": 0.25, "flag": True, "none": None}])
+
+    out = capsys.readouterr().out
+    assert "a title" in out
+    assert "some value" in out
+    assert "0.2500" in out
+    assert "yes" in out

@@ -1,0 +1,1 @@
+"""Tests of the server, with a detector that has known answers."""

@@ -1,0 +1,108 @@
+import numpy as np
+import pytest
+from google.rpc.status_pb2 import Status
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from detector.errors import ImageError
+from detector.images import ImageSpec, encode_png
+from detector.path_encoding import PathEncoding
+from protos.pathguard.v1 import detection_pb2 as pb
+from service.errors import InvalidRequestError
+from service.messages import check_request, decode_image, field_of, model_message, response_of
+from service.model import Answer
+from tests.service.fakes import LAYERS, SPEC, FakeDetector, image_of
+
+MODEL = FakeDetector()
+
+
+def raw(pixels):
+    height, width, channels = pixels.shape
+    return pb.Image(raw=pb.RawPixels(pixels=pixels.tobytes(), height=height, width=width, channels=channels))
+
+
+@given(arrays.arrays(np.uint8, st.tuples(st.integers(1, 6), st.integers(1, 6), st.sampled_from([1, 3]))))
+def test_raw_pixels_and_png_files_give_back_the_pixels(pixels):
+    spec = ImageSpec(*pixels.shape)
+    for image in (raw(pixels), pb.Image(encoded=encode_png(pixels))):
+        decoded = decode_image(image, spec, max_pixels=100)
+        np.testing.assert_array_equal(decoded.pixels, pixels)
+        assert not decoded.resized
+
+
+@pytest.mark.parametrize(
+    ("image", "field", "message"),
+    [
+        (pb.Image(), "images[2]", "expected encoded or raw content, got an image with neither"),
+        (pb.Image(encoded=b""), "images[2].encoded", "expected an image file, got 0 bytes"),
+        (pb.Image(raw=pb.RawPixels(height=4, width=4, channels=3)), "images[2].raw", "48 bytes of pixels, got 0"),
+        (raw(np.zeros((4, 4, 1), np.uint8)), "images[2].raw", "expected 3 channels"),
+        (raw(np.zeros((5, 4, 3), np.uint8)), "images[2].raw", "expected 4 x 4 pixels, got 5 x 4"),
+        (pb.Image(encoded=encode_png(np.zeros((9, 9, 3), np.uint8))), "images[2].encoded", "expected at most 50 pix"),
+    ],
+)
+def test_a_bad_image_says_what_was_expected_and_where(image, field, message):
+    with pytest.raises(ImageError) as caught:
+        decode_image(image, SPEC, max_pixels=50)
+    assert message in str(caught.value)
+    assert field_of(image, 2) == field
+
+
+def test_the_rate_is_the_requests_or_the_models():
+    one = [pb.Image()]
+    assert check_request(pb.DetectRequest(images=one), MODEL, 3) == MODEL.max_false_alarm_rate
+    assert check_request(pb.DetectRequest(images=one, max_false_alarm_rate=0.01), MODEL, 3) == 0.01
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.00999, 1.0, -1.0, float("nan"), float("inf")])
+def test_a_rate_that_the_calibration_cannot_give_is_refused(rate):
+    with pytest.raises(InvalidRequestError, match="max_false_alarm_rate: expected a rate of at least 0.01"):
+        check_request(pb.DetectRequest(images=[pb.Image()], max_false_alarm_rate=rate), MODEL, 3)
+
+
+@pytest.mark.parametrize("count", [0, 4])
+def test_no_image_and_too_many_are_refused(count):
+    with pytest.raises(InvalidRequestError) as caught:
+        check_request(pb.DetectRequest(images=[pb.Image()] * count), MODEL, 3)
+    assert caught.value.violations == {"images": f"expected 1 to 3 images, got {count}"}
+
+
+@pytest.mark.parametrize(
+    ("p_value", "verdict"),
+    [(0.0499, pb.VERDICT_ADVERSARIAL), (0.05, pb.VERDICT_ADVERSARIAL), (0.0501, pb.VERDICT_CLEAN)],
+)
+def test_an_image_is_flagged_up_to_and_at_the_rate(p_value, verdict):
+    answer = Answer(1, [0.0, 1.0, 0.0], 2.0, p_value, b"")
+    response = response_of([(answer, True)], MODEL, 0.05, include_path=False)
+
+    assert response.results[0].verdict == verdict
+    assert (response.results[0].label_name, response.results[0].resized) == ("shoe", True)
+    assert (response.model_version, response.threshold_version) == ("model-1", "threshold-1")
+    assert not response.HasField("path_layout")
+
+
+def test_a_status_stands_in_its_images_place():
+    answer = Answer(0, [1.0], 2.0, 0.5, b"")
+    response = response_of([Status(code=3, message="bad"), (answer, False)], MODEL, 0.05, include_path=False)
+    assert [result.status.code for result in response.results] == [3, 0]
+    assert response.results[0].verdict == pb.VERDICT_UNSPECIFIED
+
+
+@given(arrays.arrays(np.bool_, (1, sum(LAYERS.values()))))
+def test_a_path_comes_back_bit_by_bit(bits):
+    packed = PathEncoding(bits, LAYERS).packed()
+    response = response_of([(Answer(0, [], 0.0, 0.5, packed.tobytes()), False)], MODEL, 0.05, include_path=True)
+
+    layers = {layer.name: layer.channels for layer in response.path_layout.layers}
+    returned = np.frombuffer(response.results[0].path, np.uint8)[None]
+    assert (response.path_layout.schema_version, layers) == (1, LAYERS)
+    np.testing.assert_array_equal(PathEncoding.unpacked(returned, layers).bits, bits)
+
+
+def test_a_model_tells_what_callers_need():
+    message = model_message(MODEL)
+    assert (message.name, message.calibration_images, message.smallest_false_alarm_rate) == ("fake", 99, 0.01)
+    assert (message.input.height, message.input.channels, message.input.resize) == (4, 3, False)
+    assert list(message.class_names) == ["shirt", "shoe", "bag"]
+    assert image_of(1).shape == (message.input.height, message.input.width, message.input.channels)

@@ -1,0 +1,221 @@
+import asyncio
+
+import grpc
+import numpy as np
+import pytest
+from google.rpc.error_details_pb2 import BadRequest, RetryInfo
+from google.rpc.status_pb2 import Status
+
+from detector.images import ImageSpec, encode_png
+from protos.pathguard.v1 import detection_pb2 as pb
+from protos.pathguard.v1.detection_pb2_grpc import DetectionServiceStub
+from service import servicer
+from service.config import ServiceConfig
+from service.server import serving
+from tests.service.fakes import POISON, SPEC, FakeDetector, bits_of, image_of, message_of, request_for
+
+
+async def refusal(call):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    details = dict(caught.value.trailing_metadata()).get("grpc-status-details-bin", b"")
+    return caught.value.code(), caught.value.details(), Status.FromString(details)
+
+
+def violations(status):
+    details = BadRequest()
+    assert status.details[0].Unpack(details)
+    return {violation.field: violation.description for violation in details.field_violations}
+
+
+async def test_an_image_gets_label_score_p_value_and_verdict(served):
+    response = await served.stub.Detect(request_for(7, 3))
+
+    assert (response.model, response.model_version, response.threshold_version) == ("fake", "model-1", "threshold-1")
+    assert response.max_false_alarm_rate == 0.05
+    assert [(r.label, r.label_name, r.score, r.p_value, r.verdict) for r in response.results] == [
+        (1, "shoe", 7.0, 0.08, pb.VERDICT_CLEAN),
+        (0, "shirt", 3.0, 0.04, pb.VERDICT_ADVERSARIAL),
+    ]
+    assert list(response.results[0].probabilities) == [0.25, 0.5, 0.25]
+
+
+async def test_files_and_raw_pixels_get_the_same_answer(served):
+    request = pb.DetectRequest(images=[pb.Image(encoded=encode_png(image_of(7))), message_of(7)])
+    first, second = (await served.stub.Detect(request)).results
+    assert first == second
+
+
+async def test_a_caller_sets_its_own_rate(served):
+    request = request_for(7)
+    request.max_false_alarm_rate = 0.08
+    response = await served.stub.Detect(request)
+    assert response.max_false_alarm_rate == 0.08
+    assert response.results[0].verdict == pb.VERDICT_ADVERSARIAL
+
+
+async def test_paths_come_only_when_asked_for(served):
+    request = request_for(7)
+    assert not (await served.stub.Detect(request)).results[0].path
+    request.include_path = True
+    response = await served.stub.Detect(request)
+    assert response.results[0].path == np.packbits(bits_of(np.array([7]))).tobytes()
+    assert [(layer.name, layer.channels) for layer in response.path_layout.layers] == [("stage1", 6), ("stage2", 5)]
+
+
+async def test_many_images_are_answered_in_order_in_batches_within_the_limit(served):
+    values = [value % 200 for value in range(500)]
+    response = await served.stub.Detect(request_for(*values))
+    assert [result.score for result in response.results] == values
+    assert max(served.detector.batches) == 4
+
+
+async def test_many_files_are_answered_in_order(served):
+    values = list(range(3 * servicer.DECODE_TOGETHER + 1))
+    request = pb.DetectRequest(images=[pb.Image(encoded=encode_png(image_of(value))) for value in values])
+    assert [result.score for result in (await served.stub.Detect(request)).results] == values
+
+
+async def test_concurrent_callers_each_get_their_own_answers(served):
+    responses = await asyncio.gather(*(served.stub.Detect(request_for(n, n + 1)) for n in range(60)))
+    assert [[r.score for r in response.results] for response in responses] == [[n, n + 1] for n in range(60)]
+
+
+async def test_a_bad_image_among_good_ones_carries_its_own_status(served):
+    request = pb.DetectRequest(images=[message_of(1), pb.Image(encoded=b"text"), pb.Image(), message_of(2)])
+    good, text, empty, other = (await served.stub.Detect(request)).results
+
+    assert (good.score, good.status.code, other.score, other.status.code) == (1.0, 0, 2.0, 0)
+    assert text.status.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    assert text.status.message.startswith("expected a JPEG, PNG or WebP file, got 4 bytes")
+    assert violations(text.status) == {"images[1].encoded": text.status.message}
+    assert list(violations(empty.status)) == ["images[2]"]
+    assert text.verdict == pb.VERDICT_UNSPECIFIED
+
+
+async def test_a_call_with_only_bad_images_is_ok_and_asks_no_model(served):
+    before = list(served.detector.batches)
+    response = await served.stub.Detect(pb.DetectRequest(images=[pb.Image(encoded=b"x")]))
+    assert response.results[0].status.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    assert served.detector.batches == before
+
+
+async def test_an_image_that_the_model_chokes_on_leaves_its_neighbours_their_answers(served, caplog):
+    bad, good = (await served.stub.Detect(request_for(POISON, 2))).results
+    assert good.score == 2.0
+    assert bad.status.code == grpc.StatusCode.INTERNAL.value[0]
+    assert bad.status.message.startswith("internal error, id ")
+    assert "secret text of the model" in caplog.text
+
+
+async def test_a_model_that_fails_for_all_images_fails_the_call_and_its_text_stays_here(served):
+    code, text, status = await refusal(served.stub.Detect(request_for(POISON)))
+    assert code is grpc.StatusCode.INTERNAL
+    assert text.startswith("internal error, id ")
+    assert "secret" not in str(status)
+
+
+async def test_a_decoder_that_fails_unexpectedly_fails_only_its_image(served, monkeypatch):
+    decode = servicer.decode_image
+
+    def fragile(image, spec, max_pixels):
+        if image.WhichOneof("content") == "encoded":
+            raise KeyError("secret of the decoder")
+        return decode(image, spec, max_pixels)
+
+    monkeypatch.setattr(servicer, "decode_image", fragile)
+    bad, good = (await served.stub.Detect(pb.DetectRequest(images=[pb.Image(encoded=b"x"), message_of(3)]))).results
+    assert good.score == 3.0
+    assert bad.status.code == grpc.StatusCode.INTERNAL.value[0]
+    assert "secret" not in bad.status.message
+
+
+@pytest.mark.parametrize("count", [0, 1025])
+async def test_no_image_or_more_than_1024_refuse_the_whole_request(served, count):
+    code, _, status = await refusal(served.stub.Detect(pb.DetectRequest(images=[pb.Image()] * count)))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert violations(status) == {"images": f"expected 1 to 1024 images, got {count}"}
+
+
+async def test_a_rate_below_the_smallest_names_the_smallest(served):
+    request = request_for(1)
+    request.max_false_alarm_rate = 0.001
+    code, _, status = await refusal(served.stub.Detect(request))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "at least 0.01 " in violations(status)["max_false_alarm_rate"]
+
+
+async def test_an_unknown_model_is_not_found(served):
+    request = request_for(1)
+    request.model = "other"
+    for call in (served.stub.Detect(request), served.stub.GetModel(pb.GetModelRequest(name="other"))):
+        code, text, _ = await refusal(call)
+        assert code is grpc.StatusCode.NOT_FOUND
+        assert text == "expected a model that this server has (fake), got 'other'"
+
+
+@pytest.mark.parametrize("name", ["", "fake"])
+async def test_the_model_is_known_by_its_name_and_as_the_default(served, name):
+    model = (await served.stub.GetModel(pb.GetModelRequest(name=name))).model
+    assert model == (await served.stub.ListModels(pb.ListModelsRequest())).models[0]
+    assert model.name == "fake"
+
+
+async def test_a_message_over_the_limit_is_refused_and_the_next_one_is_answered(served):
+    code, _, _ = await refusal(served.stub.Detect(pb.DetectRequest(images=[pb.Image(encoded=bytes(1_100_000))])))
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert (await served.stub.Detect(request_for(1))).results[0].score == 1.0
+
+
+async def test_a_full_queue_refuses_at_once_and_says_when_to_try_again():
+    detector = FakeDetector()
+    config = ServiceConfig(port=0, max_images_per_request=2, max_pending_images=2, notice_seconds=0.0)
+    async with serving(detector, config) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = DetectionServiceStub(channel)
+        detector.hold()
+        accepted = stub.Detect(request_for(1, 2))
+        running = asyncio.ensure_future(accepted)
+        await detector.running()
+
+        code, text, status = await refusal(stub.Detect(request_for(3)))
+        detector.gate.set()
+
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert text == "expected room for 1 more images, got 2 of at most 2 waiting"
+        assert status.details[0].Is(RetryInfo.DESCRIPTOR)
+        assert [result.score for result in (await running).results] == [1.0, 2.0]
+
+
+async def test_a_deadline_that_passes_in_the_queue_is_exceeded_and_the_image_is_never_run(served):
+    served.detector.hold()
+    first = asyncio.ensure_future(served.stub.Detect(request_for(1)))
+    await served.detector.running()
+    before = len(served.detector.batches)
+
+    code, _, _ = await refusal(served.stub.Detect(request_for(2), timeout=0.2))
+    served.detector.gate.set()
+
+    assert code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert (await first).results[0].score == 1.0
+    assert (await served.stub.Detect(request_for(3))).results[0].score == 3.0
+    assert served.detector.batches[before:] == [1]
+
+
+async def test_a_caller_who_leaves_while_its_image_is_run_leaves_others_their_answers(served):
+    served.detector.hold()
+    leaving = served.stub.Detect(request_for(1))
+    await served.detector.running()
+    staying = asyncio.ensure_future(served.stub.Detect(request_for(2)))
+    leaving.cancel()
+    served.detector.gate.set()
+    assert (await staying).results[0].score == 2.0
+
+
+async def test_images_of_another_size_are_resized_only_if_the_model_says_so_and_the_answer_tells():
+    detector = FakeDetector(ImageSpec(SPEC.height, SPEC.width, SPEC.channels, resize=True))
+    large = pb.Image(raw=pb.RawPixels(pixels=bytes(8 * 8 * 3), height=8, width=8, channels=3))
+    config = ServiceConfig(port=0, notice_seconds=0.0)
+    async with serving(detector, config) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = DetectionServiceStub(channel)
+        response = await stub.Detect(pb.DetectRequest(images=[large, message_of(1)]))
+    assert [result.resized for result in response.results] == [True, False]
