@@ -8,13 +8,10 @@ crafted afresh. `--quick` takes fewer images and steps; its figures are not held
 """
 
 import logging
-import re
 import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -27,6 +24,7 @@ from attacks.recipes import RECIPES
 from attacks.stages import FeatureFigures, judge_each_feature, make_attacks, make_detector
 from attacks.store import AttackStore
 from benchmarks.report import Row, print_rows, write_rows
+from benchmarks.server import server_process
 from detector.bundle import Bundle
 from detector.datasets import Splits, describe, load_splits
 from detector.evaluation import DetectionFigures, FalseAlarmFigures, detection_figures, false_alarm_figures
@@ -112,7 +110,7 @@ def main(
     fresh = AttackStore(out / "fresh")
 
     _step(7, "serve, and send clean and attacked images over gRPC")
-    with _server(bundle.folder, out / "server.log") as target, Client(target) as client:
+    with server_process(bundle.folder) as (_, target), Client(target) as client:
         print(f"a server answers at {target}")
         clean = _scores(client, splits.test.pixels(slice(None)))
         attacked = {recipe: _scores(client, _fooling(fresh, recipe)) for recipe in ATTACKS}
@@ -126,7 +124,7 @@ def main(
             "attack": made.recipe,
             "fooled": made.fooled,
             **_columns(detection_figures(made.recipe, clean, attacked[made.recipe], calibration, RATE, seed)),
-            "false alarms": alarms.realised,
+            "alarms": alarms.realised,
             "expected": f"{alarms.low:.3f}-{alarms.high:.3f}",
         }
         for made in crafted
@@ -159,27 +157,6 @@ def _make_networks(splits: Splits, size: Size, seed: int, folder: Path) -> tuple
         f"images; {figures.gates.keep_ratio:.2f} of {figures.path_length} filters open"
     )
     return bundle, figures
-
-
-@contextmanager
-def _server(bundle: Path, log: Path) -> Iterator[str]:
-    """The address of a server process on a free port of this machine; the process ends with the block."""
-    command = [sys.executable, "-m", "pathguard", "serve", "--bundle", str(bundle), "--port", "0"]
-    with (
-        log.open("w") as errors,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
-    ):
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        found = re.search(r"on (\S+:\d+)$", line.strip())
-        if found is None:
-            process.terminate()
-            raise RuntimeError(f"expected the server to tell its address, got {line!r}; see {log}")
-        try:
-            yield found[1]
-        finally:
-            process.terminate()
-            process.wait(timeout=30)
 
 
 def _scores(client: Client, pixels: Pixels) -> Scores:

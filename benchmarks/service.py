@@ -1,27 +1,25 @@
 """What serving costs: the time that `Detect` adds to the forward pass, and the memory of the server process.
 
-The server is a process of its own with one torch thread, as is this one. One forward pass here and one call there
-take turns, so that both find caches equally cold and whatever else the machine does weighs on both alike; images are
-noise of the network's size, seed 0.
+The server is a process of its own with one torch thread, as is this one. A forward pass here, an empty call and a
+`Detect` there take turns, so that all find caches equally cold and whatever else the machine does weighs on all alike;
+images are noise of the network's size, seed 0. The empty call tells what gRPC and the machine's way of waking a
+sleeping process cost by themselves.
 
     python -m benchmarks.service --bundle DIR [--quick] [--json FILE]
 """
 
 import argparse
 import re
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import grpc
 import numpy as np
 import torch
 
 from benchmarks.report import Row, print_rows, write_rows
+from benchmarks.server import server_process
 from detector.bundle import Bundle
 from detector.images import decode, encode_png
 from detector.scoring import Detector
@@ -45,35 +43,44 @@ def measure(bundle: Path, quick: bool) -> list[Row]:
     raw = pb.DetectRequest(images=[pb.Image(raw=raw_image)])
     encoded = pb.DetectRequest(images=[pb.Image(encoded=file)])
     turns = 200 if quick else 2000
-    with server(bundle) as (process, target), grpc.insecure_channel(target) as channel:
+    with server_process(bundle, threads=1) as (process, target), grpc.insecure_channel(target) as channel:
         at_start = resident_megabytes(process.pid)
-        detect = DetectionServiceStub(channel).Detect
-        raw_added = added_p50(lambda: detector.detect(pixels[None]), lambda: answered(detect(raw)), turns)
-        file_added = added_p50(
-            lambda: detector.detect(np.stack([decode(file, spec).pixels])), lambda: answered(detect(encoded)), turns
+        stub = DetectionServiceStub(channel)
+        bare, transport, served = medians(
+            turns,
+            lambda: detector.detect(pixels[None]),
+            lambda: stub.GetModel(pb.GetModelRequest()),
+            lambda: answered(stub.Detect(raw)),
+        )
+        bare_file, served_file = medians(
+            turns,
+            lambda: detector.detect(np.stack([decode(file, spec).pixels])),
+            lambda: answered(stub.Detect(encoded)),
         )
         for _ in range(0 if quick else MEMORY_CALLS):
-            answered(detect(encoded))
+            answered(stub.Detect(encoded))
         after = None if quick else resident_megabytes(process.pid)
     added, memory = ADDED_P50_BAR_MILLISECONDS, MEMORY_BAR_MEGABYTES
     return [
-        Row(figure="added p50 of Detect, 1 caller, raw pixels, ms", value=raw_added, bar=added),
-        Row(figure="added p50 of Detect, 1 caller, PNG file, decoding on both sides, ms", value=file_added, bar=added),
-        Row(figure="resident memory of the server after its start, MB", value=at_start, bar=memory),
-        Row(figure=f"resident memory after {MEMORY_CALLS} calls more, MB", value=after, bar=memory),
+        Row(figure="forward pass with verdict, p50, ms", value=bare),
+        Row(figure="empty call (GetModel), p50, ms", value=transport),
+        Row(figure="added p50 of Detect, 1 caller, raw pixels, ms", value=served - bare, bar=added),
+        Row(figure="the same, PNG file, decoded on both sides, ms", value=served_file - bare_file, bar=added),
+        Row(figure="memory of the server after its start, MB", value=at_start, bar=memory),
+        Row(figure=f"memory after {MEMORY_CALLS} calls more, MB", value=after, bar=memory),
     ]
 
 
-def added_p50(bare: Callable[[], object], served: Callable[[], object], turns: int) -> float:
-    """By how many milliseconds the median of `served` exceeds that of `bare`, one of each in turn."""
-    seconds: dict[Callable[[], object], list[float]] = {bare: [], served: []}
+def medians(turns: int, *functions: Callable[[], object]) -> list[float]:
+    """The median milliseconds of each function, called one after the other, in turn."""
+    taken: list[list[float]] = [[] for _ in functions]
     for turn in range(WARM_UP_TURNS + turns):
-        for function, times in seconds.items():
+        for function, times in zip(functions, taken, strict=True):
             begin = time.perf_counter()
             function()
             if turn >= WARM_UP_TURNS:
                 times.append(time.perf_counter() - begin)
-    return float(np.median(seconds[served]) - np.median(seconds[bare])) * 1000
+    return [float(np.median(times)) * 1000 for times in taken]
 
 
 def answered(response: pb.DetectResponse) -> None:
@@ -81,21 +88,6 @@ def answered(response: pb.DetectResponse) -> None:
     bad = [result.status.message for result in response.results if result.status.code]
     if bad:
         raise SystemExit(f"expected answers for all images, got: {bad[0]}")
-
-
-@contextmanager
-def server(bundle: Path) -> "Iterator[tuple[subprocess.Popen[str], str]]":
-    """`pathguard serve` in a process of its own, and its target; stopped at the end."""
-    command = [sys.executable, "-m", "pathguard", "serve", "--bundle", str(bundle), "--port", "0", "--threads", "1"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            line: Any = process.stdout.readline() if process.stdout else ""
-            match = re.search(r" on (\S+:\d+)$", line.strip())
-            if match is None:
-                raise SystemExit(f"expected a server that says where it is, got {line!r}")
-            yield process, match[1]
-        finally:
-            process.terminate()
 
 
 def resident_megabytes(pid: int) -> float | None:

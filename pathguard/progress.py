@@ -1,5 +1,7 @@
 """Progress of long steps on the terminal: how far, how fast, how long still."""
 
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -13,24 +15,33 @@ if TYPE_CHECKING:
 
 
 # Names of validation figures that would not fit on a line of 80 columns.
-_SHORT = {"keep_ratio": "open", "input_dependent": "live"}
+_SHORT = {"accuracy": "acc", "keep_ratio": "open", "input_dependent": "live"}
 
 
 @contextmanager
 def _bar(title: str) -> Iterator[Callable[[int, int, str], None]]:
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(bar_width=12),
+        BarColumn(bar_width=8),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("left  {task.fields[status]}"),
+        TextColumn("left {task.fields[status]}"),
     )
-    # On standard error, so that --json and tables can be piped.
-    with Progress(*columns, console=Console(stderr=True), refresh_per_second=2) as progress:
+    console = Console(stderr=True)  # on standard error, so that --json and tables can be piped
+    with Progress(*columns, console=console, refresh_per_second=2, disable=not console.is_terminal) as progress:
         task = progress.add_task(title, total=None, status="")
+        began, first, told = time.monotonic(), -1, 0
 
         def update(done: int, total: int, status: str) -> None:
+            nonlocal first, told
             progress.update(task, completed=done, total=total, status=status)
+            first = done if first < 0 else first
+            tenth = 10 * done // max(total, 1)
+            if console.is_terminal or tenth <= told:
+                return
+            told = tenth  # a log has no bar that moves: a line for every tenth
+            left = (time.monotonic() - began) / max(done - first, 1) * (total - done)
+            print(f"{title} {done}/{total}, {left:.0f} s left, {status}", file=sys.stderr, flush=True)
 
         yield update
 
@@ -41,7 +52,7 @@ def training_bar(title: str) -> Iterator[Callable[["TrainingProgress"], None]]:
     with _bar(title) as update:
 
         def listen(state: "TrainingProgress") -> None:
-            figures = "".join(f"  {_SHORT.get(name, name)} {value:.3f}" for name, value in state.figures.items())
+            figures = "".join(f" {_SHORT.get(name, name)} {value:.3f}" for name, value in state.figures.items())
             update(state.step, state.steps, f"loss {state.loss:.2f}{figures}")
 
         yield listen
