@@ -154,7 +154,8 @@ def _make_networks(splits: Splits, size: Size, seed: int, folder: Path) -> tuple
         )
     print(
         f"accuracy {figures.gates.accuracy:.4f} (backbone {figures.backbone_accuracy:.4f}) on {figures.images} test "
-        f"images; {figures.gates.keep_ratio:.2f} of {figures.path_length} filters open"
+        f"images; {figures.gates.keep_ratio:.2f} of {figures.path_length} filters open, {figures.macs_left:.2f} of the "
+        "multiply-accumulates left"
     )
     return bundle, figures
 

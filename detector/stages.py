@@ -6,15 +6,18 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from detector.batches import best_device
+from detector.batches import best_device, device_of
 from detector.bundle import MANIFEST, Bundle, GatesInfo, NetworkInfo, add_network, begin_bundle
 from detector.datasets import ImageSet, Splits
-from detector.decouple import decouple
+from detector.decouple import GatedNet, decouple
+from detector.encoder import encode_set
 from detector.errors import ArtifactError, DataError, RequestError, TrainingError
 from detector.losses import objective_named
+from detector.macs import cost_of
 from detector.networks import build_network
 from detector.training import GateFigures, Listener, Schedule, accuracy, measure_gates, train_backbone, train_decoupled
 
@@ -39,12 +42,14 @@ class DecoupledFigures:
     Attributes:
         backbone_accuracy: share of right labels of the plain backbone, in [0, 1].
         gates: accuracy and gate statistics of the decoupled network.
+        macs_left: mean multiply-accumulates of an image's own path, gates included, as a share of the backbone's.
         path_length: filters of all gates together.
         images: how many test images.
     """
 
     backbone_accuracy: float
     gates: GateFigures
+    macs_left: float
     path_length: int
     images: int
 
@@ -118,6 +123,7 @@ def make_decoupled(
     figures = DecoupledFigures(
         backbone_accuracy=accuracy(backbone, splits.held_out),
         gates=measure_gates(network, splits.held_out),
+        macs_left=_macs_left(network, splits.held_out),
         path_length=sum(network.layers.values()),
         images=len(splits.held_out),
     )
@@ -125,6 +131,13 @@ def make_decoupled(
     grown = add_network(bundle, folder, GatesInfo(keep, terms.normalised, objective), network.cpu(), training)
     shutil.rmtree(checkpoints)
     return grown, figures
+
+
+def _macs_left(network: GatedNet, images: ImageSet) -> float:
+    spec = images.spec
+    cost = cost_of(network, torch.zeros(1, spec.channels, spec.height, spec.width, device=device_of(network)))
+    per_image = np.concatenate([cost.of(evidence.path) for evidence in encode_set(network, images)])
+    return float(per_image.mean() / cost.dense)
 
 
 def check_fits(bundle: Bundle, images: ImageSet) -> None:

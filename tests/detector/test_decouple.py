@@ -7,6 +7,7 @@ from torch import nn
 from detector.decouple import decouple
 from detector.errors import RequestError
 from detector.networks import build_network
+from detector.torchvision_ops import import_torchvision
 
 
 def open_all(network):
@@ -24,6 +25,24 @@ def test_with_all_gates_open_the_output_is_the_backbones(name, channels, classes
     images = torch.rand(3, channels, 16, 16)
 
     torch.testing.assert_close(network(images), backbone(images), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "gates"),
+    [
+        ("resnet18", 19), ("resnet50", 52), ("vgg16_bn", 12), ("googlenet", 56), ("mobilenet_v3_small", 22),
+        ("densenet121", 58),
+    ],
+)  # fmt: skip
+def test_torchvisions_networks_can_be_decoupled_and_keep_their_output(name, gates):
+    extra = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
+    backbone = getattr(import_torchvision("models"), name)(num_classes=10, **extra).eval()
+    network = open_all(decouple(backbone)).eval()
+    images = torch.rand(2, 3, 64, 64)
+
+    assert len(network.layers) == gates
+    with torch.inference_mode():
+        torch.testing.assert_close(network(images), backbone(images), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "length"), [("resnet20", 672), ("resnet56", 2016)])

@@ -20,6 +20,7 @@ def test_a_bundle_grows_from_backbone_to_decoupled_network(digits, tmp_path):
     grown, figures = make_decoupled(bundle, digits, 0.7, "pathguard", SCHEDULE, tmp_path / "gated", ignore)
 
     assert figures.backbone_accuracy == backbone.accuracy
+    assert 0 < figures.macs_left < 1
     assert figures.path_length == sum(grown.network().layers.values()) == 224
     assert grown.manifest.gates.keep == 0.7
     assert grown.manifest.network.spec.resize

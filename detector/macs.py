@@ -1,0 +1,120 @@
+"""Multiply-accumulates of a decoupled network, counted for each image's own path.
+
+A closed filter of a convolution need not be computed, and neither need what the next convolution would read of it. A
+convolution reads a reduced input only straight behind a gate (or a pooling or activation behind one): where a shortcut
+is added, every channel may be non-zero.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, fx, nn
+
+from detector.decouple import GatedNet
+from detector.path_encoding import PathEncoding
+
+_KEEPS_CLOSED_CHANNELS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.ReLU, nn.ReLU6, nn.Dropout, nn.Identity)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCost:
+    """One convolution or linear map.
+
+    Attributes:
+        per_pair: multiply-accumulates for each pair of an input and an output channel (of one group).
+        in_channels: input channels that each output channel reads.
+        out_channels: output channels.
+        read_gate: the gate whose closed channels need not be read; None where all are read.
+        own_gate: the gate whose closed filters need not be computed; None where all are.
+    """
+
+    per_pair: int
+    in_channels: int
+    out_channels: int
+    read_gate: str | None
+    own_gate: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkCost:
+    """A decoupled network at one image size.
+
+    Attributes:
+        layers: its convolutions and linear maps, gates left out, in network order.
+        gates: multiply-accumulates of all gates together.
+    """
+
+    layers: tuple[LayerCost, ...]
+    gates: int
+
+    @property
+    def dense(self) -> int:
+        """Multiply-accumulates of the plain backbone."""
+        return sum(layer.per_pair * layer.in_channels * layer.out_channels for layer in self.layers)
+
+    def of(self, paths: PathEncoding) -> npt.NDArray[np.int64]:
+        """Multiply-accumulates of each image, gates included, `(images,)`."""
+        opened = {name: bits.sum(axis=1, dtype=np.int64) for name, bits in paths.by_layer().items()}
+        total = np.full(len(paths), self.gates, np.int64)
+        for layer in self.layers:
+            read = opened[layer.read_gate] if layer.read_gate else layer.in_channels
+            made = opened[layer.own_gate] if layer.own_gate else layer.out_channels
+            total += layer.per_pair * read * made
+        return total
+
+
+def cost_of(network: GatedNet, example: Tensor) -> NetworkCost:
+    """Count `network` for images of the size of `example`, `(1, channels, height, width)`."""
+    areas: dict[nn.Module, int] = {}
+
+    def note(module: nn.Module, _inputs: object, output: Tensor) -> None:
+        areas[module] = output.shape[2] * output.shape[3] if output.ndim == 4 else 1
+
+    modules = dict(network.graph.named_modules())
+    counted = {name: module for name, module in modules.items() if _is_counted(name, module)}
+    hooks = [module.register_forward_hook(note) for module in counted.values()]
+    try:
+        with torch.inference_mode():
+            network(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    layers = tuple(_layer_costs(network, counted, areas))
+    gates = sum(gate.squeeze.weight.numel() + gate.excite.weight.numel() for gate in network.gates())
+    return NetworkCost(layers, gates)
+
+
+def _is_counted(name: str, module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d | nn.Linear) and not name.startswith("gates.")
+
+
+def _layer_costs(
+    network: GatedNet, counted: Mapping[str, nn.Module], areas: Mapping[nn.Module, int]
+) -> Iterator[LayerCost]:
+    names = dict(zip((name.replace(".", "_") for name in network.layers), network.layers, strict=True))
+    for node in network.graph.graph.nodes:
+        module = counted.get(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, nn.Conv2d):
+            own = str(node.target) if str(node.target) in network.layers else None
+            read = _gate_behind(network, node.args[0], names) if module.groups == 1 else None
+            per_pair = areas[module] * module.kernel_size[0] * module.kernel_size[1]
+            yield LayerCost(per_pair, module.in_channels // module.groups, module.out_channels, read, own)
+        elif isinstance(module, nn.Linear):
+            yield LayerCost(areas[module], module.in_features, module.out_features, None, None)
+
+
+def _gate_behind(network: GatedNet, node: fx.Node, names: Mapping[str, str]) -> str | None:
+    """The gate that `node` is the output of, seen through what keeps closed channels closed."""
+    modules = dict(network.graph.named_modules())
+    while node.op == "call_module" and isinstance(modules.get(str(node.target)), _KEEPS_CLOSED_CHANNELS):
+        before = node.args[0]
+        assert isinstance(before, fx.Node)
+        node = before
+    # A gated output is the first of the pair that the gate returns.
+    source = node.args[0] if node.op == "call_function" and node.args else None
+    if not isinstance(source, fx.Node) or not str(source.target).startswith("gates."):
+        return None
+    return names.get(str(source.target).removeprefix("gates."))

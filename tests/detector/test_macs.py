@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from detector.decouple import decouple
+from detector.encoder import encode
+from detector.macs import cost_of
+from detector.networks import build_network
+from detector.path_encoding import PathEncoding
+
+
+def path_of(network, share):
+    """A path on which the first `share` of each layer's filters is open."""
+    return PathEncoding.side_by_side(
+        {name: (np.arange(width) < round(share * width))[None] for name, width in network.layers.items()}
+    )
+
+
+def test_a_small_network_counted_by_hand():
+    backbone = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(),
+        nn.Conv2d(4, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
+    )  # fmt: skip
+    network = decouple(backbone).eval()
+    bits = {"3": np.arange(8)[None] < 3, "7": np.arange(8)[None] < 2}
+
+    cost = cost_of(network, torch.rand(1, 3, 6, 6))
+
+    stem, head, gates = 36 * 9 * 3 * 4, 8 * 5, (4 * 1 + 1 * 8) + (8 * 2 + 2 * 8)
+    assert cost.dense == stem + 36 * 9 * 4 * 8 + 9 * 8 * 8 + head
+    assert cost.gates == gates
+    assert cost.of(PathEncoding.side_by_side(bits)).tolist() == [stem + 36 * 9 * 4 * 3 + 9 * 3 * 2 + head + gates]
+
+
+@pytest.mark.parametrize(("name", "dense", "at_half"), [("resnet20", 40.55e6, -0.625), ("resnet56", 125.5e6, -0.625)])
+def test_the_published_networks_cost_what_is_known_of_them(name, dense, at_half):
+    network = decouple(build_network(name, 3, 10)).eval()
+
+    cost = cost_of(network, torch.rand(1, 3, 32, 32))
+
+    assert cost.dense == pytest.approx(dense, rel=1e-3)
+    assert cost.of(path_of(network, 0.5))[0] / cost.dense - 1 == pytest.approx(at_half, abs=0.002)
+    assert 0 < cost.gates / cost.dense < 0.003
+
+
+def test_an_open_path_costs_the_backbone_and_its_gates_and_each_image_its_own():
+    network = decouple(build_network("resnet8", 1, 10)).eval()
+    images = torch.rand(5, 1, 16, 16)
+    cost = cost_of(network, images[:1])
+
+    each = cost.of(encode(network, images).path)
+
+    assert cost.of(path_of(network, 1.0))[0] == cost.dense + cost.gates
+    assert each.shape == (5,)
+    assert (each < cost.dense).all()
