@@ -39,6 +39,6 @@ ENV PATH=/opt/pathguard/bin:$PATH \
 
 USER 10001
 EXPOSE 50051
-HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["pathguard", "health", "--target", "127.0.0.1:50051"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["pathguard", "health"]
 ENTRYPOINT ["pathguard"]
 CMD ["serve"]

@@ -12,7 +12,7 @@ from attacks.store import AttackStore, ShardKey, ShardRecord
 from detector.batches import device_of, to_tensor
 from detector.datasets import ImageSet
 from detector.decouple import GatedNet
-from detector.errors import DataError
+from detector.errors import ArtifactError, DataError
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,7 @@ def run_attacks(
         listen: called at the start and after every shard.
 
     Raises:
+        ArtifactError: the store holds attacks of the same name with other parameters.
         DataError: the network gets no image right, or the disk is full.
     """
     size = store.origin.shard_images
@@ -57,7 +58,15 @@ def run_attacks(
     for name, images in right.items():
         if len(images) == 0:
             raise DataError(f"expected images that the network gets right in the split {name}, got none to attack")
+    store.plan({name: {recipe.name: len(images) for recipe in recipes} for name, images in right.items()})
     finished = store.records()
+    for recipe in recipes:
+        other = [r for key, r in finished.items() if key.recipe == recipe.name and r.parameters != recipe.parameters]
+        if other:
+            raise ArtifactError(
+                f"expected attacks by {recipe.name} with {recipe.parameters}, got {store.folder} with "
+                f"{other[0].parameters}; give another folder"
+            )
     total, missing = 0, []
     for recipe in recipes:
         for name, images in right.items():
@@ -73,6 +82,6 @@ def run_attacks(
         pixels = to_tensor(shard.pixels(slice(None)), device_of(network))
         labels = torch.from_numpy(shard.labels).to(pixels.device)
         crafted = craft(recipe, network, pixels, labels, seed=store.origin.seed * 1_000_003 + key.index)
-        record = store.add(key, shard.ids, shard.labels, crafted, {"norm": recipe.norm, "budget": recipe.budget})
+        record = store.add(key, shard.ids, shard.labels, crafted, recipe.parameters)
         done += 1
         listen(Campaign(done, total, record))

@@ -4,7 +4,7 @@ A new attack is a line in `RECIPES`; the tests run over the same table. torchatt
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -26,31 +26,30 @@ class Recipe:
         name: what commands and tables call it.
         norm: in which norm the change is bounded or made small.
         budget: largest change in that norm, pixels in [0, 1]; None for attacks that seek the smallest change.
-        make: network and budget (0 where there is none) -> attack: images in [0, 1] and right labels -> images.
+        make: network, budget (0 where there is none) and settings -> attack: images in [0, 1] and right labels ->
+            images.
+        settings: numbers beyond the budget, such as steps; stored with what was crafted.
     """
 
     name: str
     norm: Norm
     budget: float | None
-    make: Callable[[nn.Module, float], Attack]
+    make: Callable[..., Attack]
+    settings: Mapping[str, int] = field(default_factory=dict)
 
     def against(self, network: nn.Module) -> Attack:
         """The attack on `network`, which takes images in [0, 1], `(batch, channels, height, width)`, to logits."""
-        return self.make(network, self.budget or 0.0)
+        return self.make(network, self.budget or 0.0, **self.settings)
+
+    @property
+    def parameters(self) -> dict[str, object]:
+        """All that tells this attack from another, JSON values."""
+        return {"norm": self.norm, "budget": self.budget, **self.settings}
 
 
-RECIPES: Mapping[str, Recipe] = {
-    recipe.name: recipe
-    for recipe in (
-        Recipe("fgsm", "linf", 8 / 255, lambda net, eps: torchattacks.FGSM(net, eps=eps)),
-        Recipe("pgd", "linf", 8 / 255, lambda net, eps: torchattacks.PGD(net, eps=eps, alpha=eps / 4, steps=10)),
-        Recipe("pgd-2", "linf", 2 / 255, lambda net, eps: torchattacks.PGD(net, eps=eps, alpha=eps / 4, steps=10)),
-        Recipe("pgd-l2", "l2", 0.5, lambda net, eps: torchattacks.PGDL2(net, eps=eps, alpha=eps / 4, steps=10)),
-        Recipe("cw", "l2", None, lambda net, _: CarliniWagner(net, steps=60, searches=4)),
-        Recipe("deepfool", "l2", None, lambda net, _: DeepFool(net, steps=30)),
-        Recipe("square", "linf", 8 / 255, lambda net, eps: _square(net, eps, queries=500)),
-    )
-}
+def _pgd(network: nn.Module, eps: float, steps: int) -> Attack:
+    attack: Attack = torchattacks.PGD(network, eps=eps, alpha=eps / 4, steps=steps)
+    return attack
 
 
 def _square(network: nn.Module, eps: float, queries: int) -> Attack:
@@ -58,6 +57,26 @@ def _square(network: nn.Module, eps: float, queries: int) -> Attack:
     seed = int(torch.randint(2**31 - 1, ()))
     attack: Attack = torchattacks.Square(network, eps=eps, n_queries=queries, seed=seed)
     return attack
+
+
+RECIPES: Mapping[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("fgsm", "linf", 8 / 255, lambda net, eps: torchattacks.FGSM(net, eps=eps)),
+        Recipe("pgd", "linf", 8 / 255, _pgd, {"steps": 10}),
+        Recipe("pgd-2", "linf", 2 / 255, _pgd, {"steps": 10}),
+        Recipe(
+            "pgd-l2", "l2", 0.5,
+            lambda net, eps, steps: torchattacks.PGDL2(net, eps=eps, alpha=eps / 4, steps=steps), {"steps": 10},
+        ),
+        Recipe(
+            "cw", "l2", None, lambda net, _, steps, searches: CarliniWagner(net, steps, searches),
+            {"steps": 100, "searches": 6},
+        ),
+        Recipe("deepfool", "l2", None, lambda net, _, steps: DeepFool(net, steps), {"steps": 30}),
+        Recipe("square", "linf", 8 / 255, _square, {"queries": 500}),
+    )
+}  # fmt: skip
 
 
 def recipes_named(names: str) -> list[Recipe]:

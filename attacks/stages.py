@@ -1,6 +1,6 @@
 """The later stages of a bundle: attacked images, a detector fitted on their paths, and its figures."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from attacks.store import AttackStore, Origin
 from detector.batches import best_device
 from detector.bundle import Bundle, DetectorInfo, add_detector
 from detector.compiled_score import compile_score
-from detector.datasets import Splits
+from detector.datasets import Indices, Splits
 from detector.decouple import GatedNet
 from detector.encoder import Evidence, encode_set
 from detector.errors import ArtifactError, DataError
@@ -37,11 +37,13 @@ class FeatureFigures:
         features: which columns it reads.
         detections: one row per attack.
         false_alarms: on the clean test images.
+        false_alarms_when_wrong: on those of them whose label the network gets wrong; None where it gets all right.
     """
 
     features: str
     detections: Sequence[DetectionFigures]
     false_alarms: FalseAlarmFigures
+    false_alarms_when_wrong: FalseAlarmFigures | None
 
 
 def make_attacks(
@@ -94,8 +96,7 @@ def make_detector(bundle: Bundle, splits: Splits, store: AttackStore, features: 
     """
     network = _network_for(bundle, splits, store)
     clean, attacked = _fitting_evidence(network, splits, store)
-    fitted = fit_detector(features, clean, attacked, encode_set(network, splits.calibration), seed)
-    fitted.calibration.check_rate(rate)
+    fitted = fit_detector(features, clean, attacked, encode_set(network, splits.calibration), rate, seed)
     training = {
         "seed": seed,
         "clean_images": len(clean),
@@ -104,7 +105,7 @@ def make_detector(bundle: Bundle, splits: Splits, store: AttackStore, features: 
         "attack_seed": store.origin.seed,
     }
     info = DetectorInfo(features, rate, tuple(attacked))
-    return add_detector(bundle, info, fitted.classifier, fitted.calibration, training)
+    return add_detector(bundle, info, fitted.classifier.estimator_, fitted.calibration, training)
 
 
 def judge_detector(bundle: Bundle, splits: Splits, store: AttackStore, rate: float, seed: int) -> FeatureFigures:
@@ -115,11 +116,9 @@ def judge_detector(bundle: Bundle, splits: Splits, store: AttackStore, rate: flo
         DataError: the data does not fit, or no attack succeeded.
         RequestError: there is no threshold for the rate.
     """
-    info = bundle.manifest.detector
-    classifier, calibration = bundle.classifier(), bundle.calibration()
-    assert info is not None  # bundle.classifier() has refused a bundle without a detector
+    info, classifier = bundle.detector_info(), bundle.classifier()
     network = _network_for(bundle, splits, store)
-    fitted = FittedDetector(info.features, classifier, compile_score(classifier), calibration)
+    fitted = FittedDetector(info.features, classifier, compile_score(classifier), bundle.calibration())
     return _figures(network, splits, store, [fitted], rate, seed)[0]
 
 
@@ -144,12 +143,14 @@ def judge_each_feature(
     network = _network_for(bundle, splits, fit_on)
     _check_attacks(bundle, judge_by)
     clean, attacked = _fitting_evidence(network, splits, fit_on)
-    fitted = [fit_detector(name, clean, attacked, encode_set(network, splits.calibration), seed) for name in FEATURES]
+    calibration = list(encode_set(network, splits.calibration))
+    fitted = [fit_detector(name, clean, attacked, calibration, rate, seed) for name in FEATURES]
     return _figures(network, splits, judge_by, fitted, rate, seed)
 
 
 def _fitting_evidence(network: GatedNet, splits: Splits, store: AttackStore) -> tuple[Evidence, dict[str, Evidence]]:
     """Clean images and successful attacks of the fitting split, about `FITTED_IMAGES` of each at most."""
+    store.check_finished("fitting")
     clean = Evidence.stacked(encode_set(network, splits.fitting), FITTED_IMAGES)
     attacked = {
         recipe: Evidence.stacked(fooling_evidence(network, store, "fitting", recipe), FITTED_IMAGES)
@@ -164,12 +165,20 @@ def _figures(
     network: GatedNet, splits: Splits, store: AttackStore, fitted: Sequence[FittedDetector], rate: float, seed: int
 ) -> list[FeatureFigures]:
     """Each detector's figures; images pass the network once, and only their scores are kept."""
-    clean = _scores_of_each(fitted, encode_set(network, splits.test))
+    store.check_finished("test")
+    seen = list(_labels_and_scores(fitted, encode_set(network, splits.test)))
+    labels = np.concatenate([part for part, _ in seen])
+    clean = [np.concatenate([scores[place] for _, scores in seen]) for place in range(len(fitted))]
+    wrong = labels != splits.test.labels
     attacked = {
-        recipe: _scores_of_each(fitted, fooling_evidence(network, store, "test", recipe))
+        recipe: [scores for _, scores in _labels_and_scores(fitted, fooling_evidence(network, store, "test", recipe))]
         for recipe in store.recipes("test")
     }
-    succeeded = {recipe: scores for recipe, scores in attacked.items() if len(scores[0])}
+    succeeded = {
+        recipe: [np.concatenate([scores[place] for scores in parts]) for place in range(len(fitted))]
+        for recipe, parts in attacked.items()
+        if parts
+    }
     if not succeeded:
         raise DataError("expected at least one attack that fooled the network on the test split, got none to judge by")
     return [
@@ -180,17 +189,18 @@ def _figures(
                 for recipe, scores in succeeded.items()
             ],
             false_alarm_figures(clean[place], detector.calibration, rate),
+            false_alarm_figures(clean[place][wrong], detector.calibration, rate) if wrong.any() else None,
         )
         for place, detector in enumerate(fitted)
     ]
 
 
-def _scores_of_each(fitted: Sequence[FittedDetector], parts: Iterable[Evidence]) -> list[Scores]:
-    found: list[list[Scores]] = [[] for _ in fitted]
+def _labels_and_scores(
+    fitted: Sequence[FittedDetector], parts: Iterable[Evidence]
+) -> Iterator[tuple[Indices, list[Scores]]]:
+    """The predicted labels of each part, and each detector's scores."""
     for part in parts:
-        for scores, detector in zip(found, fitted, strict=True):
-            scores.append(detector.scores([part]))
-    return [np.concatenate([np.empty(0), *scores]) for scores in found]
+        yield part.class_logits.argmax(axis=1), [detector.scores([part]) for detector in fitted]
 
 
 def _network_for(bundle: Bundle, splits: Splits, store: AttackStore | None = None) -> GatedNet:

@@ -3,14 +3,16 @@
 safetensors because one shard is one flat file of named arrays that can be read without running code, checked by its
 header, and mapped without copying; a shard of 250 images needs neither columns nor compression.
 
-    DIR/manifest.json    whose network, which data set, which recipes with which seed: written once
+    DIR/manifest.json    whose network, which data set, which seed: written once
+    DIR/plan.json        how many images each recipe is to attack on each split
     DIR/shards.jsonl     one line per finished shard, appended after the shard itself is safe on disk
-    DIR/SPLIT/RECIPE/00000.safetensors ...
+    DIR/SPLIT/RECIPE/00000-250.safetensors ...    shard and number of images
 """
 
 import fcntl
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -54,10 +56,9 @@ class ShardKey:
     recipe: str
     index: int
 
-    @property
-    def file(self) -> str:
-        """Its path within the store."""
-        return f"{self.split}/{self.recipe}/{self.index:05d}.safetensors"
+    def file(self, images: int) -> str:
+        """Its path within the store; a shard that is made anew with more images is another file."""
+        return f"{self.split}/{self.recipe}/{self.index:05d}-{images}.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class ShardRecord:
         images: images in it.
         fooled: how many of them fooled the network, after rounding to 8 bits.
         sha256: of the file.
-        parameters: of the recipe: its norm and budget.
+        parameters: of the recipe: its norm, budget and settings.
     """
 
     key: ShardKey
@@ -137,7 +138,7 @@ class AttackStore:
                     f"expected to be the only writer of {folder}, got another process at work there"
                 ) from None
             if not (folder / "manifest.json").exists():
-                write_whole(folder / "manifest.json", json.dumps(asdict(origin), indent=2).encode())
+                _write(folder / "manifest.json", asdict(origin))
             store = cls(folder)
             for name, wanted in asdict(origin).items():
                 found = getattr(store.origin, name)
@@ -155,10 +156,46 @@ class AttackStore:
         for line in log.read_text().splitlines(keepends=True):
             if not line.endswith("\n"):
                 break  # torn by an interruption: the shard counts as not done
-            entry = json.loads(line)
-            record = ShardRecord(**{**entry, "key": ShardKey(**entry["key"])})
+            try:
+                entry = json.loads(line)
+                record = ShardRecord(**{**entry, "key": ShardKey(**entry["key"])})
+            except (ValueError, TypeError, KeyError) as error:
+                raise ArtifactError(f"expected a line for each finished shard in {log}, got {error!r}") from None
             found[record.key] = record
         return found
+
+    def plan(self, images: Mapping[str, Mapping[str, int]]) -> None:
+        """Note how many images are to be attacked, split -> recipe -> images, beside what was planned before.
+
+        Raises:
+            DataError: the disk is full or cannot be written.
+        """
+        planned = self._planned()
+        for split, recipes in images.items():
+            planned[split] = {**planned.get(split, {}), **recipes}
+        _write(self.folder / "plan.json", planned)
+
+    def check_finished(self, split: str) -> None:
+        """Refuse a store whose attacks on `split` were interrupted.
+
+        Raises:
+            DataError: images that were planned are missing.
+        """
+        done: Counter[str] = Counter()
+        for key, record in self.records().items():
+            if key.split == split:
+                done[key.recipe] += record.images
+        for recipe, images in self._planned().get(split, {}).items():
+            if done[recipe] < images:
+                raise DataError(
+                    f"expected {images} images attacked by {recipe} on the split {split}, got {done[recipe]} in "
+                    f"{self.folder}; run `pathguard attack` again to finish"
+                )
+
+    def _planned(self) -> dict[str, dict[str, int]]:
+        path = self.folder / "plan.json"
+        planned: dict[str, dict[str, int]] = json.loads(path.read_bytes()) if path.exists() else {}
+        return planned
 
     def add(
         self, key: ShardKey, ids: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], crafted: Crafted,
@@ -171,7 +208,8 @@ class AttackStore:
         """
         arrays = {"ids": ids, "labels": labels, **{name: getattr(crafted, name) for name in Crafted.__slots__}}
         try:
-            digest = write_whole(self.folder / key.file, save({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
+            content = save({name: np.ascontiguousarray(values) for name, values in arrays.items()})
+            digest = write_whole(self.folder / key.file(len(ids)), content)
             record = ShardRecord(key, len(ids), int(crafted.fooled.sum()), digest, parameters)
             with (self.folder / "shards.jsonl").open("a") as log:
                 log.write(json.dumps(asdict(record)) + "\n")
@@ -179,8 +217,8 @@ class AttackStore:
                 os.fsync(log.fileno())
         except OSError as error:
             raise DataError(
-                f"expected room for {key.file} in {self.folder}, got: {error.strerror}; the {len(self.records())} "
-                f"finished shards are whole, and the same command goes on from there"
+                f"expected room for {key.file(len(ids))} in {self.folder}, got: {error.strerror}; the "
+                f"{len(self.records())} finished shards are whole, and the same command goes on from there"
             ) from None
         return record
 
@@ -192,7 +230,7 @@ class AttackStore:
         """
         records = [r for k, r in self.records().items() if (k.split, k.recipe) == (split, recipe)]
         for record in sorted(records, key=lambda record: record.key.index):
-            path = self.folder / record.key.file
+            path = self.folder / record.key.file(record.images)
             if not path.is_file():
                 raise ArtifactError(f"expected the shard {path} that the manifest names, got no file")
             if sha256_of(path) != record.sha256:
@@ -208,3 +246,10 @@ class AttackStore:
         log = self.folder / "shards.jsonl"
         if log.exists() and not (content := log.read_bytes()).endswith(b"\n"):
             write_whole(log, content[: content.rfind(b"\n") + 1])
+
+
+def _write(path: Path, content: object) -> None:
+    try:
+        write_whole(path, json.dumps(content, indent=2).encode())
+    except OSError as error:
+        raise DataError(f"expected to write {path}, got: {error.strerror}") from None

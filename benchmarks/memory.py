@@ -64,7 +64,7 @@ def _peak_megabytes(images: int) -> float:
     torch.manual_seed(0)
     network = decouple(build_network("resnet8", 1, 2)).eval()
     spec = ImageSpec(28, 28, 1)
-    chosen = ImageSet("random", np.zeros(images, np.int64), np.arange(images), ("a", "b"), spec, read)
+    chosen = ImageSet("random", np.zeros(images, np.int64), np.arange(images), ("a", "b"), spec, "random", read)
     with torch.inference_mode():  # what a fresh network says is right: all images are then worth attacking
         said = [network(pixels).argmax(dim=1).numpy() for _, pixels in batches(chosen, 250, torch.device("cpu"))]
     chosen = replace(chosen, labels=np.concatenate(said))

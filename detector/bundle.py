@@ -3,11 +3,15 @@
 Weights are safetensors, the scikit-learn pipeline is skops with an explicit list of types, the rest is JSON. Nothing
 is loaded before every part has the SHA-256 that the manifest states, and nothing is unpickled, ever.
 
-    DIR/manifest.json          schema, stages, versions, data, seeds, SHA-256 of every part
-    DIR/backbone.safetensors   stage 1
-    DIR/network.safetensors    stage 2: the decoupled network, gates included
-    DIR/classifier.skops       stage 3: scikit-learn pipeline on features of the path
-    DIR/calibration.safetensors          scores of clean calibration images
+    DIR/manifest.json                 schema, stages, versions, data, seeds, SHA-256 of every part and of itself
+    DIR/backbone-1a2b3c4d.safetensors stage 1
+    DIR/network-....safetensors       stage 2: the decoupled network, gates included
+    DIR/classifier-....skops          stage 3: scikit-learn pipeline on features of the path
+    DIR/calibration-....safetensors            scores of clean calibration images
+
+A part's file is named after its content, so that a stage that is made anew writes new files, and the manifest, swapped
+last, names either the old ones or the new ones. The digests find damage; they are no signature: who can write the
+folder can write them too.
 """
 
 import hashlib
@@ -27,8 +31,9 @@ from safetensors import SafetensorError
 from sklearn.base import BaseEstimator
 from torch import nn
 
+from detector.classifier import FalseAlarmClassifier
 from detector.decouple import GatedNet, decouple
-from detector.errors import ArtifactError
+from detector.errors import ArtifactError, RequestError
 from detector.files import write_whole
 from detector.images import ImageSpec
 from detector.networks import build_network
@@ -36,10 +41,9 @@ from detector.thresholds import Calibration
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
-BACKBONE, NETWORK, CLASSIFIER, CALIBRATION = (
-    "backbone.safetensors", "network.safetensors", "classifier.skops", "calibration.safetensors",
-)  # fmt: skip
-# Beyond the types that skops trusts by itself; a type that is not listed stops the loading.
+BACKBONE, NETWORK, CLASSIFIER, CALIBRATION = "backbone", "network", "classifier", "calibration"
+SUFFIXES = {BACKBONE: ".safetensors", NETWORK: ".safetensors", CLASSIFIER: ".skops", CALIBRATION: ".safetensors"}
+# Beyond scikit-learn's and NumPy's own types that skops knows to be harmless; any other stops the loading.
 TRUSTED_TYPES: tuple[str, ...] = ()
 
 
@@ -52,12 +56,14 @@ class NetworkInfo:
         classes: names of the classes, in the order of their index.
         spec: the images that it takes.
         data: name of the data set that it was trained on.
+        data_digest: of that set (`ImageSet.digest`).
     """
 
     name: str
     classes: tuple[str, ...]
     spec: ImageSpec
     data: str
+    data_digest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +104,7 @@ class Manifest:
         network: the backbone and its images.
         gates: None before the network is decoupled.
         detector: None before a detector is fitted.
-        parts: file name -> its SHA-256.
+        parts: name of a part -> its SHA-256.
         training: stage -> command line, seed, figures and other facts about how it was made.
         versions: of Python and of the libraries that wrote it.
         schema: version of this layout.
@@ -126,9 +132,7 @@ class Bundle:
         path = folder / MANIFEST
         if not path.is_file():
             raise ArtifactError(f"expected a bundle in {folder}, got no {MANIFEST}; `pathguard train` begins one")
-        content = path.read_bytes()
-        self.manifest = _manifest_from(content, path)
-        self.digest = hashlib.sha256(content).hexdigest()
+        self.manifest, self.digest = _manifest_from(path.read_bytes(), path)
         # What was verified is what is used: the bytes are read once and kept until asked for.
         self._contents = {name: self._verified(name, expected) for name, expected in self.manifest.parts.items()}
 
@@ -158,19 +162,22 @@ class Bundle:
         self._with_weights(network, NETWORK)
         return network
 
-    def classifier(self) -> BaseEstimator:
-        """The scikit-learn pipeline.
+    def classifier(self) -> FalseAlarmClassifier:
+        """The scikit-learn classifier on features of the path, calibrated; True stands for adversarial.
 
         Raises:
             ArtifactError: the bundle has none yet, or it holds types that are not trusted.
         """
-        self._require_detector()
+        info = self.detector_info()
         content = self._contents[CLASSIFIER]
         unknown = sorted(set(skops.io.get_untrusted_types(data=content)) - set(TRUSTED_TYPES))
         if unknown:
             raise ArtifactError(f"expected trusted scikit-learn types in {CLASSIFIER}, got {', '.join(unknown)}")
-        loaded: BaseEstimator = skops.io.loads(content, trusted=list(TRUSTED_TYPES))
-        return loaded
+        estimator: BaseEstimator = skops.io.loads(content, trusted=list(TRUSTED_TYPES))
+        try:
+            return FalseAlarmClassifier.of_fitted(estimator, self.calibration(), info.max_false_alarm_rate)
+        except RequestError as error:
+            raise ArtifactError(f"{self.folder}: {error}") from None
 
     def calibration(self) -> Calibration:
         """The calibration scores.
@@ -178,7 +185,7 @@ class Bundle:
         Raises:
             ArtifactError: the bundle has none yet.
         """
-        self._require_detector()
+        self.detector_info()
         return Calibration(safetensors.numpy.load(self._contents[CALIBRATION])["scores"])
 
     @property
@@ -195,24 +202,34 @@ class Bundle:
         return self.manifest.parts[NETWORK]
 
     @property
+    def backbone_digest(self) -> str:
+        """SHA-256 of the backbone's weights."""
+        return self.manifest.parts[BACKBONE]
+
+    @property
     def threshold_digest(self) -> str:
         """SHA-256 of the calibration scores.
 
         Raises:
             ArtifactError: the bundle has no detector yet.
         """
-        self._require_detector()
+        self.detector_info()
         return self.manifest.parts[CALIBRATION]
 
-    def _require_detector(self) -> DetectorInfo:
+    def detector_info(self) -> DetectorInfo:
+        """How the detector was fitted.
+
+        Raises:
+            ArtifactError: the bundle has none yet.
+        """
         if self.manifest.detector is None:
             raise ArtifactError(f"expected a detector in {self.folder}, got a network without one; run `pathguard fit`")
         return self.manifest.detector
 
-    def _verified(self, name: str, expected: str) -> bytes:
-        path = self.folder / name
-        if path.parent != self.folder or not path.is_file():
-            raise ArtifactError(f"expected the part {name} in {self.folder}, got no such file")
+    def _verified(self, part: str, expected: str) -> bytes:
+        path = self.folder / _file_of(part, expected)
+        if not path.is_file():
+            raise ArtifactError(f"expected the part {path.name} in {self.folder}, got no such file")
         content = path.read_bytes()
         found = hashlib.sha256(content).hexdigest()
         if found != expected:
@@ -284,19 +301,39 @@ def add_detector(
 def _grow(
     folder: Path, manifest: Manifest, stage: str, training: Mapping[str, object], contents: Mapping[str, bytes]
 ) -> Bundle:
-    """Write the parts, then the manifest that names them: a bundle is never seen half-grown."""
+    """Write the parts, then the manifest that names them, then remove parts that no manifest names any more."""
+    digests = {part: hashlib.sha256(content).hexdigest() for part, content in contents.items()}
+    grown = replace(
+        manifest,
+        parts={**manifest.parts, **digests},
+        training={**manifest.training, stage: training},
+        versions=_versions(),
+    )
     try:
-        digests = {name: write_whole(folder / name, content) for name, content in contents.items()}
-        grown = replace(
-            manifest,
-            parts={**manifest.parts, **digests},
-            training={**manifest.training, stage: training},
-            versions=_versions(),
+        for part, content in contents.items():
+            write_whole(folder / _file_of(part, digests[part]), content)
+        raw = asdict(grown)
+        write_whole(
+            folder / MANIFEST, json.dumps({**raw, "digest": _digest_of(raw)}, indent=2, sort_keys=True).encode()
         )
-        write_whole(folder / MANIFEST, json.dumps(asdict(grown), indent=2, sort_keys=True).encode())
+        kept = {_file_of(part, digest) for part, digest in grown.parts.items()}
+        for part, suffix in SUFFIXES.items():
+            for file in folder.glob(f"{part}-????????{suffix}"):
+                if file.name not in kept:
+                    file.unlink()
     except OSError as error:
         raise ArtifactError(f"expected to write the bundle {folder}, got: {error.strerror}") from None
     return Bundle(folder)
+
+
+def _file_of(part: str, digest: str) -> str:
+    return f"{part}-{digest[:8]}{SUFFIXES[part]}"
+
+
+def _digest_of(raw: Mapping[str, object]) -> str:
+    """Of a manifest's values, its own digest left out."""
+    values = {name: value for name, value in raw.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _weights(network: nn.Module) -> bytes:
@@ -308,7 +345,8 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{library: version(library) for library in libraries}}
 
 
-def _manifest_from(content: bytes, path: Path) -> Manifest:
+def _manifest_from(content: bytes, path: Path) -> tuple[Manifest, str]:
+    """The manifest and its digest, checked as far as can be without the parts."""
     try:
         raw: dict[str, Any] = json.loads(content)
         schema = raw["schema"]
@@ -316,10 +354,21 @@ def _manifest_from(content: bytes, path: Path) -> Manifest:
             raise ArtifactError(
                 f"expected a bundle of schema {SCHEMA}, got schema {schema} in {path}; update pathguard"
             )
+        digest = _digest_of(raw)
+        if raw["digest"] != digest:
+            raise ArtifactError(f"expected {path} as it was written, got another digest: it was altered")
         network, gates, detector = raw["network"], raw["gates"], raw["detector"]
-        return Manifest(
+        stages = {BACKBONE: True, NETWORK: gates, CLASSIFIER: detector, CALIBRATION: detector}
+        wanted = {part for part, there in stages.items() if there}
+        if set(raw["parts"]) != wanted:
+            raise ArtifactError(f"expected the parts {sorted(wanted)} in {path}, got {sorted(raw['parts'])}")
+        manifest = Manifest(
             network=NetworkInfo(
-                network["name"], tuple(network["classes"]), ImageSpec(**network["spec"]), network["data"]
+                network["name"],
+                tuple(network["classes"]),
+                ImageSpec(**network["spec"]),
+                network["data"],
+                network["data_digest"],
             ),
             gates=GatesInfo(**gates) if gates else None,
             detector=DetectorInfo(**{**detector, "recipes": tuple(detector["recipes"])}) if detector else None,
@@ -328,5 +377,6 @@ def _manifest_from(content: bytes, path: Path) -> Manifest:
             versions=raw["versions"],
             schema=schema,
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"expected a bundle's manifest in {path}, got a damaged one ({error!r})") from None
+    return manifest, digest

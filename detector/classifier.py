@@ -12,9 +12,11 @@ from sklearn.utils import Tags
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from detector.thresholds import Calibration
+
 
 def default_estimator(seed: int = 0) -> BaseEstimator:
-    """Logistic regression on standardised columns: 70 µs a row, and each column's part in a score can be named."""
+    """Logistic regression on standardised columns: quick, and each column's part in a score can be named."""
     return make_pipeline(
         StandardScaler(), LogisticRegression(C=0.01, max_iter=1000, class_weight="balanced", random_state=seed)
     )
@@ -23,8 +25,8 @@ def default_estimator(seed: int = 0) -> BaseEstimator:
 class FalseAlarmClassifier(ClassifierMixin, BaseEstimator):
     """Flags the positive class only above a threshold that a given share of the negatives may pass.
 
-    `fit` sets the threshold on the negatives it is given; a deployed detector sets it on fresh ones instead
-    (`detector.thresholds`), because scores of images that were fitted on are too low.
+    `fit` sets the threshold on the negatives it is given; `calibrate` sets it anew on fresh ones, because scores of
+    images that were fitted on are too low.
     """
 
     def __init__(self, estimator: BaseEstimator | None = None, max_false_alarms: float = 0.05) -> None:
@@ -60,6 +62,28 @@ class FalseAlarmClassifier(ClassifierMixin, BaseEstimator):
         negatives = self.score_samples(np.asarray(X)[y == self.classes_[0]])
         self.threshold_ = float(np.quantile(negatives, 1 - self.max_false_alarms, method="higher"))
         return self
+
+    def calibrate(self, calibration: Calibration) -> Self:
+        """Set the threshold split-conformally, on scores of negatives that were not fitted on.
+
+        Raises:
+            RequestError: there are too few scores for `max_false_alarms`.
+        """
+        check_is_fitted(self)
+        self.threshold_ = calibration.threshold(self.max_false_alarms)
+        return self
+
+    @classmethod
+    def of_fitted(cls, estimator: BaseEstimator, calibration: Calibration, max_false_alarms: float) -> Self:
+        """A fitted and calibrated classifier around an estimator that was fitted before, with True for flagged.
+
+        Raises:
+            RequestError: there are too few scores for `max_false_alarms`.
+        """
+        made = cls(estimator, max_false_alarms)
+        made.estimator_, made.n_features_in_ = estimator, estimator.n_features_in_
+        made.classes_ = np.array([False, True])
+        return made.calibrate(calibration)
 
     def score_samples(self, X: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """How suspicious each row is, unbounded, `(samples,)`."""

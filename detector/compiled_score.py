@@ -1,7 +1,7 @@
 """A fitted scikit-learn classifier -> a function that scores rows at the cost of the arithmetic alone.
 
-scikit-learn checks and copies its input at every step of a pipeline: 150 µs for a row of 700 columns, as much as a
-tenth of a small network's forward pass. Standardisation and a linear model fold into one matrix product instead; any
+scikit-learn checks and copies its input at every step of a pipeline, which for one row takes many times as long as the
+arithmetic. Standardisation and a linear model fold into one matrix product instead; any
 other classifier is called as it is.
 """
 
@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
+from detector.classifier import FalseAlarmClassifier
 from detector.encoder import Floats
 from detector.thresholds import Scores
 
@@ -22,8 +23,12 @@ Score = Callable[[Floats], Scores]
 def compile_score(estimator: BaseEstimator) -> Score:
     """Rows `(images, features)` -> `decision_function` of a fitted binary classifier, `(images,)`.
 
+    Of a `FalseAlarmClassifier`, it is the one of the estimator inside, which is its `score_samples`.
+
     Equal to scikit-learn's own answer up to the rounding of float64.
     """
+    if isinstance(estimator, FalseAlarmClassifier):
+        estimator = estimator.estimator_
     steps = [step for _, step in estimator.steps] if isinstance(estimator, Pipeline) else [estimator]
     match steps:
         case [StandardScaler() as scaler, LogisticRegression() as model]:

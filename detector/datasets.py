@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from PIL import Image
 
 from detector.errors import DataError, ImageError
 from detector.files import sha256_of
-from detector.images import CHANNEL_NAMES, FORMATS, ImageSpec, Pixels, decode
+from detector.images import CHANNEL_NAMES, COLOUR_MODES, FORMATS, ImageSpec, Pixels, decode
 from detector.torchvision_ops import import_torchvision
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class ImageSet:
         ids: index of each image in its source, `int64`, `(images,)`; a subset keeps the ids of its source.
         class_names: the classes, in the order of their index.
         spec: size and channels of the images.
+        digest: tells this set of images from others: splits are only the same for the same images.
         read: ids -> `uint8` pixels `(images, height, width, channels)`.
     """
 
@@ -64,6 +66,7 @@ class ImageSet:
     ids: Indices
     class_names: tuple[str, ...]
     spec: ImageSpec
+    digest: str
     read: Callable[[Indices], Pixels]
 
     def __len__(self) -> int:
@@ -162,7 +165,7 @@ def _hash(text: str) -> bytes:
 def _in_memory(name: str, pixels: Pixels, labels: npt.NDArray[np.int64], classes: tuple[str, ...]) -> ImageSet:
     _, height, width, channels = pixels.shape
     spec = ImageSpec(height, width, channels)
-    return ImageSet(name, labels, np.arange(len(labels)), classes, spec, lambda ids: pixels[ids])
+    return ImageSet(name, labels, np.arange(len(labels)), classes, spec, name, lambda ids: pixels[ids])
 
 
 def _fashion_mnist(data_dir: Path | None) -> tuple[ImageSet, ImageSet]:
@@ -230,8 +233,8 @@ def _resolve(
             root.mkdir(parents=True, exist_ok=True)
             fetch(root)
             problem = problem_with(root)
-        except (OSError, RuntimeError, subprocess.SubprocessError, DataError) as error:
-            problem = " ".join(str(error).split())[:200] or type(error).__name__
+        except (OSError, RuntimeError, EOFError, HTTPException, subprocess.SubprocessError, DataError) as error:
+            problem = _last_words(error)
         if problem is None:
             log.info("%s: got it from %s", name, source)
             return root
@@ -308,6 +311,12 @@ def _unpack_debian_package(root: Path) -> None:
             partial.replace(raw / file)
 
 
+def _last_words(error: Exception) -> str:
+    """One line of an error; of a program that failed, the last line that it said."""
+    said = error.stderr.decode(errors="replace").strip() if isinstance(error, subprocess.CalledProcessError) else ""
+    return " ".join((said.splitlines()[-1] if said else str(error)).split())[:200] or type(error).__name__
+
+
 def _run(command: list[str], folder: Path) -> None:
     subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=300)
 
@@ -328,8 +337,14 @@ def _from_folder(root: Path, image_size: int | None) -> tuple[ImageSet, ImageSet
         trained = len(files) * 5 // 6
         training, testing = files[:trained], files[trained:]
     spec = _spec_of([path for path, _ in (*training, *testing)], image_size)
-    name = f"{FOLDER_PREFIX}{root}"
-    return _of_files(name, training, classes, spec), _of_files(name, testing, classes, spec)
+    name, digest = f"{FOLDER_PREFIX}{root}", _digest_of(root, [path for path, _ in (*training, *testing)])
+    return _of_files(name, training, classes, spec, digest), _of_files(name, testing, classes, spec, digest)
+
+
+def _digest_of(root: Path, files: list[Path]) -> str:
+    """Of the files' names below `root` and their sizes."""
+    listing = sorted(f"{path.relative_to(root).as_posix()} {path.stat().st_size}" for path in files)
+    return hashlib.sha256("\n".join(listing).encode()).hexdigest()
 
 
 def _files_by_class(root: Path) -> tuple[tuple[str, ...], list[tuple[Path, int]]]:
@@ -354,18 +369,23 @@ def _files_by_class(root: Path) -> tuple[tuple[str, ...], list[tuple[Path, int]]
 
 
 def _spec_of(files: list[Path], image_size: int | None) -> ImageSpec:
-    """The size of all files (read from their headers), colour if any file has colour."""
+    """The size and colour of all files, read from their headers."""
     sizes: dict[tuple[int, int], Path] = {}
-    colour = False
+    colours: dict[bool, Path] = {}
     for path in files:
         try:
             with Image.open(path, formats=FORMATS) as opened:
                 sizes.setdefault((opened.height, opened.width), path)
-                colour = colour or opened.mode not in ("1", "L", "LA", "I;16")
+                colours.setdefault(opened.mode in COLOUR_MODES, path)
         except (OSError, Image.DecompressionBombError) as error:
             raise DataError(f"expected an image file, got {path} ({' '.join(str(error).split())[:120]})") from None
+    if len(colours) > 1:
+        raise DataError(
+            f"expected images all in colour or all grey, got {colours[True]} in colour and {colours[False]}"
+        )
+    channels = 3 if True in colours else 1
     if image_size is not None:
-        return ImageSpec(image_size, image_size, 3 if colour else 1, resize=True)
+        return ImageSpec(image_size, image_size, channels, resize=True)
     if len(sizes) > 1:
         (first, one), (second, other) = list(sizes.items())[:2]
         raise DataError(
@@ -373,10 +393,12 @@ def _spec_of(files: list[Path], image_size: int | None) -> ImageSpec:
             f"{second[0]} x {second[1]}; give --image-size to resize them"
         )
     height, width = next(iter(sizes))
-    return ImageSpec(height, width, 3 if colour else 1)
+    return ImageSpec(height, width, channels)
 
 
-def _of_files(name: str, files: list[tuple[Path, int]], classes: tuple[str, ...], spec: ImageSpec) -> ImageSet:
+def _of_files(
+    name: str, files: list[tuple[Path, int]], classes: tuple[str, ...], spec: ImageSpec, digest: str
+) -> ImageSet:
     if not files:
         raise DataError(f"expected at least 6 images in {name}, got too few to set some aside for testing")
     paths = [path for path, _ in files]
@@ -391,7 +413,7 @@ def _of_files(name: str, files: list[tuple[Path, int]], classes: tuple[str, ...]
         return pixels
 
     labels = np.array([label for _, label in files], np.int64)
-    return ImageSet(name, labels, np.arange(len(files)), classes, spec, read)
+    return ImageSet(name, labels, np.arange(len(files)), classes, spec, digest, read)
 
 
 def describe(images: ImageSet) -> str:

@@ -4,10 +4,12 @@ Which convolutions are gated is read off the network's torch.fx graph: each ungr
 batch normalisation, but for the stem (the first convolution). The gate acts behind the normalisation and, where one
 follows directly, behind the activation: a closed filter is then exactly zero, and because the mask is 0 or 1 and the
 activation of 0 is 0, acting before or after it is the same. Grouped and depthwise convolutions stay ungated: each of
-their filters reads few channels, which the gate of the convolution before them already closes.
+their filters reads few channels, which the gate of the convolution before them already closes. So do convolutions that
+are called twice: one bit cannot say what a filter did in both.
 """
 
 import copy
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -100,19 +102,20 @@ def decouple(backbone: nn.Module, keep: float = 0.7, normalised: bool = True) ->
             f"expected an ungrouped convolution with batch normalisation beyond the stem, got none in "
             f"{type(backbone).__name__}"
         )
-    gates = nn.ModuleDict()
+    if hasattr(graph, "gates"):
+        raise RequestError(f"expected a network without gates, got {type(backbone).__name__} with a part called gates")
+    gates = nn.ModuleList()
     graph.add_module("gates", gates)
     layers: dict[str, int] = {}
     readings: list[fx.Node] = []
-    for convolution, output in places:
+    for index, (convolution, output) in enumerate(places):
         module = graph.get_submodule(str(convolution.target))
         assert isinstance(module, nn.Conv2d)
         name = str(convolution.target)
-        key = name.replace(".", "_")
-        gates[key] = ChannelGate(module.in_channels, module.out_channels, keep, normalised)
+        gates.append(ChannelGate(module.in_channels, module.out_channels, keep, normalised))
         layers[name] = module.out_channels
         with graph.graph.inserting_after(output):
-            both = graph.graph.call_module(f"gates.{key}", (convolution.args[0], output))
+            both = graph.graph.call_module(f"gates.{index}", (convolution.args[0], output))
         with graph.graph.inserting_after(both):
             reading = graph.graph.call_function(_second, (both,))
             gated = graph.graph.call_function(_first, (both,))
@@ -130,11 +133,12 @@ def _gated_places(graph: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node]]:
     """Pairs of a convolution and the node behind which its gate acts."""
     modules: dict[str, nn.Module] = dict(graph.named_modules())
     convolutions = [n for n in graph.graph.nodes if isinstance(_module_of(n, modules), nn.Conv2d)]
+    calls = Counter(node.target for node in convolutions)
     for node in convolutions[1:]:
         module = _module_of(node, modules)
         assert isinstance(module, nn.Conv2d)
         followers = list(node.users)
-        if module.groups != 1 or len(followers) != 1:
+        if module.groups != 1 or calls[node.target] != 1 or len(followers) != 1:
             continue
         output = followers[0]
         if not isinstance(_module_of(output, modules), nn.BatchNorm2d):

@@ -4,9 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.base import BaseEstimator
 
-from detector.classifier import default_estimator
+from detector.classifier import FalseAlarmClassifier, default_estimator
 from detector.compiled_score import Score, compile_score
 from detector.encoder import Evidence
 from detector.errors import DataError
@@ -20,13 +19,13 @@ class FittedDetector:
 
     Attributes:
         features: name of the features that it reads.
-        classifier: the scikit-learn pipeline.
+        classifier: the scikit-learn classifier, calibrated.
         score: the same, compiled.
         calibration: scores of the calibration images.
     """
 
     features: str
-    classifier: BaseEstimator
+    classifier: FalseAlarmClassifier
     score: Score
     calibration: Calibration
 
@@ -40,7 +39,12 @@ def _scores(score: Score, columns_of: Columns, parts: Iterable[Evidence]) -> Sco
 
 
 def fit_detector(
-    features: str, clean: Evidence, attacked: Mapping[str, Evidence], calibration: Iterable[Evidence], seed: int = 0
+    features: str,
+    clean: Evidence,
+    attacked: Mapping[str, Evidence],
+    calibration: Iterable[Evidence],
+    rate: float = 0.05,
+    seed: int = 0,
 ) -> FittedDetector:
     """Fit on clean images against successful attacks, calibrate on clean images of other sources.
 
@@ -49,11 +53,12 @@ def fit_detector(
         clean: evidence of the clean images of the fitting split.
         attacked: recipe -> evidence of its successful attacks on the fitting split.
         calibration: evidence of the clean images of the calibration split, in parts.
+        rate: share of false alarms allowed, in (0, 1).
         seed: of the classifier.
 
     Raises:
         DataError: no attack succeeded.
-        RequestError: the features are unknown.
+        RequestError: the features are unknown, or there are too few calibration images for the rate.
     """
     columns_of = features_named(features)
     positives = [columns_of(evidence) for evidence in attacked.values()]
@@ -62,6 +67,7 @@ def fit_detector(
     negatives = columns_of(clean)
     rows = np.concatenate([negatives, *positives])
     labels = np.arange(len(rows)) >= len(negatives)
-    classifier = default_estimator(seed).fit(rows, labels)
+    classifier = FalseAlarmClassifier(default_estimator(seed), rate).fit(rows, labels)
     score = compile_score(classifier)
-    return FittedDetector(features, classifier, score, Calibration(_scores(score, columns_of, calibration)))
+    calibrated_on = Calibration(_scores(score, columns_of, calibration))
+    return FittedDetector(features, classifier.calibrate(calibrated_on), score, calibrated_on)

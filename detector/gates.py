@@ -44,7 +44,8 @@ class ChannelGate(nn.Module):
     """Opens and closes the filters of one convolution, for each image anew.
 
     `u = γ BN(W2 ReLU(W1 s + b1)) + β` with `s` the global average of the convolution's input. At test time the mask
-    is `1[u > 0]`; in training Gaussian noise is added and a fair coin per image chooses the soft or the hard mask.
+    is `1[u > 0]`; in training Gaussian noise is added and a fair coin per image chooses the soft or the hard mask. With
+    no noise left, training uses the mask of test time.
     """
 
     def __init__(self, in_channels: int, out_channels: int, keep: float = 0.7, normalised: bool = True) -> None:
@@ -97,7 +98,9 @@ class ChannelGate(nn.Module):
         return (output * mask if torch.is_grad_enabled() else output.mul_(mask)), reading
 
     def _noisy_mask(self, logits: Tensor) -> Tensor:
-        noisy = logits + self.noise * torch.randn_like(logits) if self.noise > 0 else logits
+        if self.noise == 0:  # the end of an annealed training: the mask of test time
+            return round_straight_through(logits, saturating_sigmoid(logits))
+        noisy = logits + self.noise * torch.randn_like(logits)
         soft = saturating_sigmoid(noisy)
         takes_hard = torch.rand(len(logits), 1, device=logits.device) < 0.5
         return torch.where(takes_hard, round_straight_through(noisy, soft), soft)

@@ -18,7 +18,7 @@ Pixels = npt.NDArray[np.uint8]
 FORMATS = ("JPEG", "PNG", "WEBP")
 CHANNEL_NAMES = {1: "grey", 3: "RGB"}
 _MODES = {1: "L", 3: "RGB"}
-_COLOUR_MODES = frozenset({"RGB", "RGBA", "RGBX", "P", "CMYK", "YCbCr", "LAB", "HSV"})
+COLOUR_MODES = frozenset({"RGB", "RGBA", "RGBX", "P", "CMYK", "YCbCr", "LAB", "HSV"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +116,9 @@ def encode_png(pixels: Pixels) -> bytes:
 
 
 def _check_colour(mode: str, spec: ImageSpec) -> None:
-    if spec.channels == 1 and mode in _COLOUR_MODES:
+    if spec.channels == 1 and mode in COLOUR_MODES:
         raise ImageError(f"expected 1 channel ({spec}), got a colour image ({mode})")
-    if spec.channels == 3 and mode not in _COLOUR_MODES:
+    if spec.channels == 3 and mode not in COLOUR_MODES:
         raise ImageError(f"expected 3 channels ({spec}), got an image without colour ({mode})")
 
 

@@ -30,6 +30,7 @@ class Objective:
         counted: see `sparsity`.
         distillation: weight of the backbone's own answer; cross-entropy gets one minus it.
         normalised: whether gate logits are batch-normalised.
+        annealed: whether training noise falls to nothing; otherwise it is N(0, 1) throughout.
         zero_target: the sparsity target is 0 (a plain count penalty) whatever share is to be kept.
     """
 
@@ -40,13 +41,20 @@ class Objective:
     counted: bool = False
     distillation: float = 0.0
     normalised: bool = True
+    annealed: bool = True
     zero_target: bool = False
 
 
 OBJECTIVES: Mapping[str, Objective] = {
     "pathguard": Objective(input_information=0.5, sparsity=5.0, distillation=0.7),
     "li2020": Objective(
-        label_information=0.01, alignment=1.0, sparsity=1.5e-4, counted=True, normalised=False, zero_target=True
+        label_information=0.01,
+        alignment=1.0,
+        sparsity=1.5e-4,
+        counted=True,
+        normalised=False,
+        annealed=False,
+        zero_target=True,
     ),
 }
 

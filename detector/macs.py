@@ -94,7 +94,7 @@ def _is_counted(name: str, module: nn.Module) -> bool:
 def _layer_costs(
     network: GatedNet, counted: Mapping[str, nn.Module], areas: Mapping[nn.Module, int]
 ) -> Iterator[LayerCost]:
-    names = dict(zip((name.replace(".", "_") for name in network.layers), network.layers, strict=True))
+    names = {str(index): name for index, name in enumerate(network.layers)}
     for node in network.graph.graph.nodes:
         module = counted.get(str(node.target)) if node.op == "call_module" else None
         if isinstance(module, nn.Conv2d):

@@ -31,8 +31,7 @@ class Detector:
         self._network = fold_normalisation(bundle.network())
         self._score = compile_score(bundle.classifier())
         self._calibration = bundle.calibration()
-        info = bundle.manifest.detector
-        assert info is not None  # bundle.classifier() has refused a bundle without a detector
+        info = bundle.detector_info()
         self._features = features_named(info.features)
         self._device = best_device()
         self._network.to(self._device)

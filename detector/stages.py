@@ -1,9 +1,9 @@
 """The first two stages of a bundle: a trained backbone, then the decoupled network."""
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -79,12 +79,12 @@ def make_backbone(
     torch.manual_seed(schedule.seed)
     network = build_network(name, spec.channels, len(classes)).to(best_device())
     checkpoints = folder / "checkpoint-backbone"
-    run = {"stage": "backbone", "network": name, "data": splits.train.name}
+    run = {"stage": "backbone", "network": name, **_data_facts(splits.train)}
     with _checkpointed(checkpoints):
         train_backbone(network, splits, schedule, checkpoints, run, listen)
     figures = BackboneFigures(accuracy(network, splits.held_out), len(splits.held_out))
-    info = NetworkInfo(name, classes, type(spec)(spec.height, spec.width, spec.channels, resize), splits.train.name)
-    training = {"schedule": asdict(schedule), "figures": asdict(figures)}
+    info = NetworkInfo(name, classes, replace(spec, resize=resize), splits.train.name, splits.train.digest)
+    training = {"schedule": asdict(schedule), "figures": asdict(figures), **_data_facts(splits.train)}
     bundle = begin_bundle(folder, info, network.cpu(), training)
     shutil.rmtree(checkpoints)
     return bundle, figures
@@ -105,11 +105,14 @@ def make_decoupled(
         listen: called after every step.
 
     Raises:
+        ArtifactError: `folder` already holds a decoupled network.
         DataError: the data does not fit the backbone.
         RequestError: `keep` or `objective` is not one of the possible, or there is too little data for one step.
         TrainingError: see `detector.training.train_decoupled`.
     """
     check_fits(bundle, splits.train)
+    if (folder / MANIFEST).exists() and Bundle(folder).manifest.gates is not None:
+        raise ArtifactError(f"expected a folder without a decoupled network, got {folder} with one; give another --out")
     _check_enough(splits.train, schedule)
     terms = objective_named(objective)
     device = best_device()
@@ -117,7 +120,7 @@ def make_decoupled(
     torch.manual_seed(schedule.seed)
     network = decouple(backbone, keep, terms.normalised).to(device)
     checkpoints = folder / "checkpoint-network"
-    run = {"stage": "network", "backbone": bundle.manifest.parts["backbone.safetensors"], "data": splits.train.name}
+    run = {"stage": "network", "backbone": bundle.backbone_digest, **_data_facts(splits.train)}
     with _checkpointed(checkpoints):
         train_decoupled(network, backbone, splits, terms, keep, schedule, checkpoints, run, listen)
     figures = DecoupledFigures(
@@ -127,10 +130,14 @@ def make_decoupled(
         path_length=sum(network.layers.values()),
         images=len(splits.held_out),
     )
-    training: Mapping[str, object] = {"schedule": asdict(schedule), "figures": asdict(figures)}
+    training = {"schedule": asdict(schedule), "figures": asdict(figures), **_data_facts(splits.train)}
     grown = add_network(bundle, folder, GatesInfo(keep, terms.normalised, objective), network.cpu(), training)
     shutil.rmtree(checkpoints)
     return grown, figures
+
+
+def _data_facts(images: ImageSet) -> dict[str, object]:
+    return {"data": images.name, "data_digest": images.digest, "training_images": len(images)}
 
 
 def _macs_left(network: GatedNet, images: ImageSet) -> float:
@@ -151,6 +158,11 @@ def check_fits(bundle: Bundle, images: ImageSet) -> None:
     found = (images.spec.height, images.spec.width, images.spec.channels)
     if wanted != found:
         raise DataError(f"expected images of {info.spec} for {bundle.folder}, got {images.spec} in {images.name}")
+    if info.data_digest != images.digest:
+        raise DataError(
+            f"expected the images of {info.data} that {bundle.folder} was trained on, got {images.name} with other "
+            "files: its splits would overlap with those that were trained on"
+        )
     if info.classes != images.class_names:
         raise DataError(
             f"expected the classes {', '.join(info.classes)} for {bundle.folder}, got {', '.join(images.class_names)} "

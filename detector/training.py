@@ -121,7 +121,8 @@ def train_decoupled(
     """Train a decoupled network in place; resumes from the checkpoint in `folder`.
 
     The share of open filters starts above `keep` and tightens to it over the first half; the training noise falls to
-    nothing over the first 80 %, so that the network at the end of training is the one that is used.
+    nothing over the first 80 %, so that the network at the end of training is the one that is used. Both are ours, not
+    the paper's; an objective can switch them off.
 
     Args:
         network: from `decouple(backbone)`.
@@ -138,11 +139,11 @@ def train_decoupled(
         TrainingError: the loss is not finite, or the checkpoint is of another run.
     """
     backbone.eval()
-    heads = LabelHeads(network.layers, len(splits.train.class_names))
+    heads = LabelHeads(network.layers, len(splits.train.class_names)).to(device_of(network))
     trained = nn.ModuleDict({"network": network, "heads": heads}) if objective.label_information else network
 
     def loss(images: Tensor, labels: Tensor, progress: float) -> Tensor:
-        noise = max(0.0, 1.0 - progress / 0.8)
+        noise = max(0.0, 1.0 - progress / 0.8) if objective.annealed else 1.0
         target = 0.0 if objective.zero_target else keep + (1 - keep) * 0.5 * max(0.0, 1.0 - 2 * progress)
         network.set_noise(noise)
         logits, readings = network.trace(images)

@@ -234,6 +234,8 @@ def detection_rows(judged: "Iterable[FeatureFigures]") -> Iterable[dict[str, obj
                 "false_alarms": figures.false_alarms.realised,
                 "expected_low": figures.false_alarms.low,
                 "expected_high": figures.false_alarms.high,
+                "alarms_when_wrong": figures.false_alarms_when_wrong and figures.false_alarms_when_wrong.realised,
+                "wrong": figures.false_alarms_when_wrong.images if figures.false_alarms_when_wrong else 0,
             }
 
 
@@ -243,7 +245,9 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on [default: 127.0.0.1].")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 takes any free one [default: 50051].")] = None,
     max_batch: Annotated[int | None, typer.Option(help="Images in a forward pass [default: 32].")] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads of the model [default: all cores].", min=1)] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of the model [default: all cores].", envvar="PATHGUARD_THREADS", min=1)
+    ] = None,
     allow_insecure: Annotated[bool, typer.Option(help="Listen beyond this machine without TLS.")] = False,
 ) -> None:
     """Serve a bundle over gRPC until SIGTERM or Ctrl-C. Every setting is also a variable PATHGUARD_..."""
@@ -315,10 +319,11 @@ def bench(
 
 @app.command()
 def health(
-    target: Target = "127.0.0.1:50051",
+    target: Annotated[str | None, typer.Option(help="Address of the server [default: this machine, its port].")] = None,
     timeout_seconds: Annotated[float, typer.Option(help="How long to wait for an answer.", min=0.001)] = 3.0,
 ) -> None:
     """Exit with 0 if a server answers and is ready, else with 1 (for containers)."""
+    target = target or f"127.0.0.1:{os.environ.get('PATHGUARD_PORT', 50051)}"
     if not check_health(target, timeout_seconds):
         _fail(f"expected a server that is ready at {target}, got none")
     print(f"{target} is ready")

@@ -71,7 +71,7 @@ class ServiceConfig:
 
     @classmethod
     def from_environ(
-        cls, environ: Mapping[str, str], also_known: Collection[str] = (f"{PREFIX}BUNDLE",)
+        cls, environ: Mapping[str, str], also_known: Collection[str] = (f"{PREFIX}BUNDLE", f"{PREFIX}THREADS")
     ) -> "ServiceConfig":
         """The settings that the `PATHGUARD_*` variables of `environ` ask for.
 

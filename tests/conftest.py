@@ -33,7 +33,13 @@ def digits() -> Splits:
     def part(positions: slice) -> ImageSet:
         own = pixels[positions]
         return ImageSet(
-            "digits", labels[positions], np.arange(len(own)), classes, ImageSpec(8, 8, 1), lambda ids: own[ids]
+            "digits",
+            labels[positions],
+            np.arange(len(own)),
+            classes,
+            ImageSpec(8, 8, 1),
+            "digits",
+            lambda ids: own[ids],
         )
 
     return cut(part(slice(0, 1400)), part(slice(1400, None)))
@@ -48,7 +54,7 @@ def decoupled_bundle(tmp_path: Path, digits: Splits) -> Bundle:
 def untrained_bundle(digits: Splits) -> Callable[[Path], Bundle]:
     def make(folder: Path) -> Bundle:
         backbone = build_network("resnet8", 1, 10)
-        info = NetworkInfo("resnet8", digits.train.class_names, digits.train.spec, "digits")
+        info = NetworkInfo("resnet8", digits.train.class_names, digits.train.spec, "digits", "digits")
         bundle = begin_bundle(folder, info, backbone, {"figures": {}})
         return add_network(bundle, folder, GatesInfo(0.7, True, "pathguard"), decouple(backbone), {"figures": {}})
 

@@ -14,6 +14,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from attacks.store import AttackStore
+from detector.bundle import Bundle
+from detector.scoring import Detector
 from pathguard.cli import main
 from pathguard.client import Client, Verdict
 
@@ -87,8 +89,10 @@ def test_from_a_folder_of_photos_to_a_verdict_over_the_wire(photos, tmp_path, ca
     assert sum(verdict["label"] == "digit-3" for verdict in verdicts) > len(verdicts) / 2
     assert {verdict["verdict"] for verdict in verdicts} <= {"CLEAN", "ADVERSARIAL"}
     # What is answered over the wire is what was measured offline.
-    names = np.array([model.class_names[label] for label in shard.crafted.predicted])
-    assert [result.name for result in results] == names.tolist()
+    offline = Detector(Bundle(bundle)).detect(shard.crafted.pixels)
+    assert [result.label for result in results] == offline.labels.tolist() == shard.crafted.predicted.tolist()
+    np.testing.assert_allclose([result.score for result in results], offline.scores, atol=1e-3)
+    np.testing.assert_allclose([result.p_value for result in results], offline.p_values, atol=0.02)
     assert {name: bits.shape for name, bits in results[0].path.items()} == {n: (w,) for n, w in model.layers.items()}
     flagged = [result.verdict is Verdict.ADVERSARIAL for result in results]
     assert flagged == [result.p_value <= model.max_false_alarm_rate for result in results]

@@ -1,12 +1,18 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from attacks.craft import craft
 from attacks.recipes import RECIPES, Recipe, recipes_named
+from attacks.selection import rightly_classified
+from detector.batches import to_tensor
 from detector.decouple import decouple
 from detector.errors import RequestError
 from detector.networks import build_network
+from detector.stages import make_backbone, make_decoupled
+from detector.training import Schedule
 from tests.oracles import MeanBoundary, NeverFooled, grey_images
 
 every_recipe = pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda recipe: recipe.name)
@@ -62,14 +68,54 @@ def test_a_network_that_cannot_be_fooled_is_not_said_to_be(recipe):
 
 
 @pytest.mark.parametrize("name", ["cw", "deepfool"])
-@pytest.mark.parametrize("gap", [0.03, 0.1])
-def test_the_smallest_change_is_within_a_quarter_of_the_true_distance(name, gap):
-    images = grey_images(0.5 - gap)
+@pytest.mark.parametrize(("level", "gap"), [(0.47, 0.03), (0.4, 0.1), (0.0, 0.03), (0.97, 0.02)])
+def test_the_smallest_change_is_within_a_quarter_of_the_true_distance(name, level, gap):
+    images = grey_images(level)
 
-    crafted = craft(RECIPES[name], MeanBoundary(0.5), images, torch.zeros(4, dtype=torch.long))
+    crafted = craft(RECIPES[name], MeanBoundary(level + gap), images, torch.zeros(4, dtype=torch.long))
 
     assert crafted.fooled.all()
     assert (crafted.l2 <= 1.25 * gap * PIXELS**0.5).all()
+
+
+@pytest.fixture(scope="module")
+def victim(digits, tmp_path_factory):
+    """A small decoupled network that knows digits, and images that it gets right."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    schedule = Schedule(4, 64, 0.05, flip=False)
+    bundle, _ = make_backbone("resnet8", digits, schedule, tmp_path_factory.mktemp("victim"), lambda _: None)
+    bundle, _ = make_decoupled(bundle, digits, 0.7, "pathguard", schedule, bundle.folder, lambda _: None)
+    network = bundle.network()
+    images = digits.test.subset(rightly_classified(network, digits.test)).first(60)
+    return bundle, network, to_tensor(images.pixels(slice(None)), torch.device("cpu")), torch.from_numpy(images.labels)
+
+
+def test_a_larger_budget_and_more_steps_never_hurt_and_reach_everything(victim):
+    _, network, images, labels = victim
+
+    by_budget = [
+        craft(replace(RECIPES["pgd"], budget=budget), network, images, labels).fooled.mean()
+        for budget in (2 / 255, 8 / 255, 32 / 255, 1.0)
+    ]
+    by_steps = [
+        craft(replace(RECIPES["pgd"], settings={"steps": steps}), network, images, labels).fooled.mean()
+        for steps in (1, 5, 20)
+    ]
+
+    assert by_budget == sorted(by_budget)
+    assert by_budget[-1] == 1.0
+    assert by_steps == sorted(by_steps)
+
+
+def test_knowing_the_network_is_no_worse_than_attacking_its_backbone(victim):
+    bundle, network, images, labels = victim
+
+    white = craft(RECIPES["pgd"], network, images, labels)
+    transferred = craft(RECIPES["pgd"], bundle.backbone(), images, labels)
+
+    sent = network(to_tensor(transferred.pixels, torch.device("cpu"))).argmax(dim=1) != labels
+    assert white.fooled.mean() >= sent.float().mean().item()
 
 
 @pytest.mark.parametrize("name", ["cw", "deepfool", "fgsm"])

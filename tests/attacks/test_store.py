@@ -88,7 +88,7 @@ def test_two_writers_on_one_folder_are_refused(tmp_path):
 def test_an_altered_or_missing_shard_is_named(tmp_path):
     with AttackStore.writing(tmp_path, ORIGIN) as store:
         add(store, 0)
-    path = tmp_path / "test/fgsm/00000.safetensors"
+    path = tmp_path / "test/fgsm/00000-3.safetensors"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
@@ -98,6 +98,26 @@ def test_an_altered_or_missing_shard_is_named(tmp_path):
     path.unlink()
     with pytest.raises(ArtifactError, match="that the manifest names, got no file"):
         list(AttackStore(tmp_path).read("test", "fgsm"))
+
+
+def test_an_unfinished_run_is_told_from_a_finished_one(tmp_path):
+    with AttackStore.writing(tmp_path, ORIGIN) as store:
+        store.plan({"test": {"fgsm": 5}})
+        add(store, 0)
+        with pytest.raises(DataError, match="expected 5 images attacked by fgsm on the split test, got 3"):
+            store.check_finished("test")
+        add(store, 1, count=2)
+
+    AttackStore(tmp_path).check_finished("test")
+
+
+def test_a_damaged_line_is_told_in_one_line(tmp_path):
+    with AttackStore.writing(tmp_path, ORIGIN) as store:
+        add(store, 0)
+    (tmp_path / "shards.jsonl").write_text('{"key": 3}\n')
+
+    with pytest.raises(ArtifactError, match="expected a line for each finished shard"):
+        AttackStore(tmp_path).records()
 
 
 def test_a_full_disk_leaves_the_finished_shards_usable(tmp_path, monkeypatch):

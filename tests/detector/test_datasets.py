@@ -70,6 +70,20 @@ def test_images_of_two_sizes_are_refused_unless_a_size_is_given(photos):
     assert load_splits(f"folder:{photos}", image_size=8).train.pixels(slice(0, 2)).shape == (2, 8, 8, 1)
 
 
+def test_grey_and_colour_are_not_mixed_in_silence(photos):
+    write_image(photos / "cat" / "red.png", 1, mode="RGB")
+
+    with pytest.raises(DataError, match="expected images all in colour or all grey, got .*red.png in colour"):
+        load_splits(f"folder:{photos}")
+
+
+def test_a_folder_with_other_files_has_another_digest(photos):
+    before = load_splits(f"folder:{photos}").train.digest
+    write_image(photos / "cat" / "new.png", 1)
+
+    assert load_splits(f"folder:{photos}").train.digest != before
+
+
 def test_a_damaged_image_in_a_folder_is_named(photos):
     (photos / "cat" / "broken.png").write_text("no image")
 
@@ -149,7 +163,7 @@ def test_sources_are_tried_in_order_and_each_step_is_logged(tmp_path, monkeypatc
     def run(command, folder):
         """apt-get and dpkg, played: the first download finds no package lists."""
         if command[:2] == ["apt-get", "download"]:
-            raise subprocess.CalledProcessError(100, command)
+            raise subprocess.CalledProcessError(100, command, stderr=b"E: no lists\n")
         if command[-2] == "download":
             (folder / "dataset-fashion-mnist_1_all.deb").touch()
         if command[0] == "dpkg":

@@ -115,6 +115,21 @@ def test_grouped_convolutions_and_the_stem_stay_ungated():
     assert decouple(backbone).layers == {"6": 16}
 
 
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 1)
+        self.again = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
+        self.once = nn.Sequential(nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6), nn.ReLU())
+
+    def forward(self, images):
+        return self.once(self.again(self.again(self.stem(images)))).mean(dim=(2, 3))
+
+
+def test_a_convolution_that_is_called_twice_stays_ungated():
+    assert decouple(Twice()).layers == {"once.0": 6}
+
+
 class Unpredictable(nn.Module):
     def forward(self, images):
         return images if images.sum() > 0 else -images

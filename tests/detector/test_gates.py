@@ -49,6 +49,15 @@ def test_in_training_masks_are_soft_or_hard_by_a_coin_per_image():
     assert mask.max() <= 1
 
 
+def test_without_noise_training_uses_the_mask_of_test_time():
+    gate = ChannelGate(4, 32).train()
+    gate.noise = 0.0
+
+    reading = gate.read(torch.randn(200, 4, 3, 3))
+
+    assert torch.equal(reading.mask, (reading.logits > 0).float())
+
+
 def test_an_attacker_gets_a_gradient_through_the_gate_unless_it_is_frozen():
     gate = ChannelGate(4, 8).eval()
     features = torch.randn(2, 4, 3, 3, requires_grad=True)

@@ -25,8 +25,8 @@ def test_a_bundle_grows_from_backbone_to_decoupled_network(digits, tmp_path):
     assert grown.manifest.gates.keep == 0.7
     assert grown.manifest.network.spec.resize
     assert torch.equal(grown.backbone().linear.weight, bundle.backbone().linear.weight)
-    assert sorted(path.name for path in (tmp_path / "gated").iterdir()) == [
-        "backbone.safetensors", "manifest.json", "network.safetensors",
+    assert sorted(path.name.split("-")[0] for path in (tmp_path / "gated").iterdir()) == [
+        "backbone", "manifest.json", "network",
     ]  # fmt: skip
     assert Bundle(tmp_path / "plain").manifest.gates is None
 
@@ -42,6 +42,31 @@ def test_ctrl_c_leaves_a_checkpoint_that_the_same_call_goes_on_from(digits, tmp_
     whole, _ = make_backbone("resnet8", digits, SCHEDULE, tmp_path / "whole", ignore)
 
     assert parts.manifest.parts == whole.manifest.parts
+
+
+def test_a_decoupled_network_is_not_decoupled_over(decoupled_bundle, digits):
+    with pytest.raises(ArtifactError, match="expected a folder without a decoupled network, got .* give another --out"):
+        make_decoupled(decoupled_bundle, digits, 0.7, "pathguard", SCHEDULE, decoupled_bundle.folder, ignore)
+
+
+def test_a_run_is_not_resumed_on_other_images(digits, tmp_path):
+    def stop(progress):
+        if progress.epoch == 1:
+            raise KeyboardInterrupt
+
+    fewer = replace(digits, train=digits.train.first(640))
+    with pytest.raises(KeyboardInterrupt):
+        make_backbone("resnet8", fewer, SCHEDULE, tmp_path, stop)
+
+    with pytest.raises(TrainingError, match="expected a checkpoint of training_images 1260, got one of"):
+        make_backbone("resnet8", digits, SCHEDULE, tmp_path, ignore)
+
+
+def test_a_set_whose_files_changed_is_refused(digits, decoupled_bundle, tmp_path):
+    changed = replace(digits, train=replace(digits.train, digest="other"))
+
+    with pytest.raises(DataError, match="with other files: its splits would overlap"):
+        make_decoupled(decoupled_bundle, changed, 0.7, "pathguard", SCHEDULE, tmp_path / "x", ignore)
 
 
 def test_a_finished_bundle_is_not_trained_over(digits, tmp_path):
