@@ -14,6 +14,8 @@ COPY pathguard/version.py pathguard/version.py
 RUN pip install --no-cache-dir --disable-pip-version-check --extra-index-url "${TORCH_INDEX}" \
         -c constraints.txt ".[serve]" \
     && pip uninstall --yes pathguard
+# To pip an index that cannot be reached is only a warning, and it takes gigabytes of CUDA libraries instead.
+RUN case "${TORCH_INDEX}" in */cpu) pip show torch | grep '^Version: .*+cpu$' ;; esac
 
 COPY pathguard pathguard
 COPY service service
@@ -25,7 +27,8 @@ RUN pip install --no-cache-dir --disable-pip-version-check --no-deps . \
 
 FROM python:3.11-slim
 
-RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin pathguard
+RUN groupadd --gid 10001 pathguard \
+    && useradd --uid 10001 --gid 10001 --no-log-init --no-create-home --shell /usr/sbin/nologin pathguard
 COPY --from=build /opt/pathguard /opt/pathguard
 
 # Nothing is written at run time, so that the root may be read-only. Inside the container the server must listen on
@@ -37,7 +40,7 @@ ENV PATH=/opt/pathguard/bin:$PATH \
     PATHGUARD_HOST=0.0.0.0 \
     PATHGUARD_ALLOW_INSECURE=1
 
-USER 10001
+USER 10001:10001
 EXPOSE 50051
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["pathguard", "health"]
 ENTRYPOINT ["pathguard"]

@@ -5,6 +5,7 @@ Steps that need torch import it when they run, so that the client's commands wor
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, replace
@@ -58,9 +59,11 @@ def main() -> None:
             sys.exit(2)
         _fail(f"{error.format_message()} (see pathguard --help)", code=2)
     except ModuleNotFoundError as error:
-        if error.name in {"service", "detector", "attacks", "pathguard"}:
+        if error.name in {"service", "detector", "pathguard"}:
             raise
-        _fail(f"expected the package {error.name}, got none; install pathguard[serve] to serve or [train] to train")
+        _fail(
+            f"expected the package {error.name}, got none; install pathguard[serve] to serve or pathguard[train] to train"
+        )
     except Exception as error:
         if not _is_meant_for_people(error):
             raise
@@ -251,6 +254,8 @@ def serve(
     allow_insecure: Annotated[bool, typer.Option(help="Listen beyond this machine without TLS.")] = False,
 ) -> None:
     """Serve a bundle over gRPC until SIGTERM or Ctrl-C. Every setting is also a variable PATHGUARD_..."""
+    # As a container's first process, SIGTERM would do nothing until the server's event loop listens for it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     import torch
 
     from detector.bundle import Bundle
