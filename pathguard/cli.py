@@ -61,9 +61,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name in {"service", "detector", "pathguard"}:
             raise
-        _fail(
-            f"expected the package {error.name}, got none; install pathguard[serve] to serve or pathguard[train] to train"
-        )
+        _fail(f"expected the package {error.name}, got none; install pathguard[serve] or, to train, pathguard[train]")
     except Exception as error:
         if not _is_meant_for_people(error):
             raise
