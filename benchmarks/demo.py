@@ -83,7 +83,7 @@ def main(
         raise typer.BadParameter(f"expected data of {', '.join(FULL)}, got {data}")
     size = FULL[data]
     if quick:
-        size = replace(size, train=6000, backbone=replace(size.backbone, epochs=1), attacked=200)
+        size = replace(size, train=3000, backbone=replace(size.backbone, epochs=1), attacked=200)
         size = replace(size, gates=replace(size.gates, epochs=1))
     for made in ("bundle", "attacks", "fresh"):  # nothing else: the folder is the user's
         shutil.rmtree(out / made, ignore_errors=True)
@@ -91,6 +91,9 @@ def main(
     _step(1, "images")
     splits = load_splits(data, data_dir)
     splits = replace(splits, train=splits.train.first(size.train))
+    if quick:
+        fewer = ("validation", "fitting", "calibration", "test", "held_out")
+        splits = replace(splits, **{name: splits.named(name).first(600) for name in fewer})
     print(f"train on {describe(splits.train)}; test on {len(splits.held_out)} others")
 
     bundle, figures = _make_networks(splits, size, seed, out / "bundle")
@@ -181,7 +184,7 @@ def _draw(client: Client, splits: Splits, store: AttackStore, file: Path) -> Pat
     fooled = np.flatnonzero(shard.crafted.fooled)
     scores = _scores(client, shard.crafted.pixels[fooled])
     position = int(fooled[np.argsort(scores)[len(scores) // 2]])
-    clean = splits.held_out.pixels(slice(int(shard.ids[position]), int(shard.ids[position]) + 1))[0]
+    clean = splits.test.read(shard.ids[position : position + 1])[0]
     twin = shard.crafted.pixels[position]
     results = client.detect([encode_png(clean), encode_png(twin)], include_path=True)
     paths = [result.path for result in results]
