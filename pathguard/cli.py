@@ -221,12 +221,52 @@ def evaluate(
     judged = [judge_detector(opened, splits, store, max_false_alarm_rate, seed)]
     if each_feature:
         judged += judge_each_feature(opened, splits, store, store, max_false_alarm_rate, seed)
-    title = f"served detector ({judged[0].features}) first; flagged at {max_false_alarm_rate:.2%} false alarms"
-    show(title, list(detection_rows(judged)), json_)
+    if json_:
+        show("", list(_detection_rows(judged)), as_json=True)
+        return
+    show(f"served detector ({judged[0].features}) first, successful attacks", list(_attack_rows(judged)))
+    show(f"flagged clean images, {max_false_alarm_rate:.2%} allowed", list(_false_alarm_rows(judged)))
 
 
-def detection_rows(judged: "Iterable[FeatureFigures]") -> Iterable[dict[str, object]]:
-    """One row per features and attack, with the false alarms on clean test images beside it."""
+def _attack_rows(judged: "Iterable[FeatureFigures]") -> Iterable[dict[str, object]]:
+    """For a person: how well each attack is told from clean images."""
+    for figures in judged:
+        for row in figures.detections:
+            yield {
+                "features": figures.features,
+                "attack": row.attack,
+                "images": row.attacked,
+                "AUROC": row.auroc,
+                "95 %": f"{row.auroc_low:.3f}-{row.auroc_high:.3f}",
+                "detected": row.detected,
+            }
+
+
+def _false_alarm_rows(judged: "Iterable[FeatureFigures]") -> Iterable[dict[str, object]]:
+    """For a person: how many clean images are flagged, and of those that the network gets wrong."""
+    for figures in judged:
+        alarms, wrong = figures.false_alarms, figures.false_alarms_when_wrong
+        yield {
+            "features": figures.features,
+            "clean images": "all",
+            "images": alarms.images,
+            "flagged": alarms.realised,
+            "expected": f"{alarms.low:.3f}-{alarms.high:.3f}",
+            "as expected": alarms.as_expected,
+        }
+        if wrong is not None:  # no interval: images that the network gets wrong are not like those of the calibration
+            yield {
+                "features": figures.features,
+                "clean images": "labelled wrongly",
+                "images": wrong.images,
+                "flagged": wrong.realised,
+                "expected": None,
+                "as expected": None,
+            }
+
+
+def _detection_rows(judged: "Iterable[FeatureFigures]") -> Iterable[dict[str, object]]:
+    """For a program: one row per features and attack, with the false alarms on clean test images beside it."""
     for figures in judged:
         for row in figures.detections:
             yield {

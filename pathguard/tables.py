@@ -41,7 +41,7 @@ def show(title: str, rows: Rows, as_json: bool = False) -> None:
     columns = list(rows[0]) if rows else []
     for column in columns:
         numeric = all(isinstance(row[column], int | float) for row in rows)
-        table.add_column(column.replace("_", " "), justify="right" if numeric else "left")
+        table.add_column(column.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(_text(row[column]) for column in columns))
     Console().print(table)

@@ -56,12 +56,16 @@ def test_from_a_folder_of_photos_to_a_verdict_over_the_wire(photos, tmp_path, ca
     (attack,) = rows("attack", "--bundle", bundle, "--out", attacks, "--recipes", "fgsm")
     rows("fit", "--bundle", bundle, "--attacks", attacks)
     judged = rows("evaluate", "--bundle", bundle, "--attacks", attacks, "--each-feature")
+    _, table = pathguard(capsys, monkeypatch, "evaluate", "--bundle", bundle, "--attacks", attacks)
 
     assert backbone["accuracy"] > 0.7
     assert decoupled["accuracy"] > 0.5
     assert attack["fooled"] > 0
     assert [row["features"] for row in judged] == ["all", "bits", "gates", "margins", "all"]
     assert judged[0] == judged[-1]
+    assert f"{judged[0]['auroc']:.4f}" in table
+    assert "labelled wrongly" in table
+    assert judged[0]["attack"] in table
 
     environment = {**os.environ, "PATHGUARD_NOTICE_SECONDS": "0"}
     with subprocess.Popen(

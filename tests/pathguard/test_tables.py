@@ -26,6 +26,17 @@ def test_json_is_a_list_of_rows_in_which_what_is_not_finite_is_null(capsys):
     assert json.loads(capsys.readouterr().out) == [{"name": "a", "value": None, "flag": True}]
 
 
+def test_a_long_file_name_is_folded_and_never_cut_short(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    name = "/photos/" + "x" * 60 + ".png"
+
+    show("", [{"file": name, "label": "cat", "score": 0.5}])
+
+    letters = "".join(capsys.readouterr().out.split())
+    assert letters.count("x") == 60
+    assert "…" not in letters
+
+
 def test_a_table_shows_every_value_for_a_person(capsys):
     show("a title", [{"name": "a", "some_value": 0.25, "flag": True, "none": None}])
 
