@@ -1,0 +1,29 @@
+"""Options that several commands share, and the data set that they name.
+
+Steps that need torch import it when they run, so that the client's commands work where only the client is installed.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from detector.datasets import Splits
+
+Data = Annotated[str, typer.Option(help="Data set: fashion-mnist, cifar10, or folder:PATH with a folder per class.")]
+DataDir = Annotated[Path | None, typer.Option(help="Where the files of a named data set lie; else cache or download.")]
+ImageSize = Annotated[int | None, typer.Option(help="Resize the images of a folder to this height and width.", min=8)]
+BundleDir = Annotated[Path, typer.Option("--bundle", help="Folder of the bundle.", envvar="PATHGUARD_BUNDLE")]
+AttackDir = Annotated[Path, typer.Option("--attacks", help="Folder that `pathguard attack` wrote.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything that is random.", min=0)]
+Rate = Annotated[float, typer.Option(help="Share of clean images that may be flagged, in (0, 1).")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Target = Annotated[str, typer.Option(help="Address of the server, HOST:PORT.")]
+
+
+def splits_of(data: str, data_dir: Path | None, image_size: int | None) -> "Splits":
+    """The splits of a named data set or of a folder."""
+    from detector.datasets import load_splits
+
+    return load_splits(data, data_dir, image_size)
