@@ -31,9 +31,9 @@ from detector.evaluation import DetectionFigures, FalseAlarmFigures, detection_f
 from detector.images import Pixels, encode_png
 from detector.path_encoding import PathEncoding
 from detector.pictures import draw_path_pair
+from detector.schedule import Schedule
 from detector.stages import DecoupledFigures, make_backbone, make_decoupled
 from detector.thresholds import Scores
-from detector.training import Schedule
 from pathguard.client import Client
 from pathguard.progress import attack_bar, training_bar
 from pathguard.tables import show

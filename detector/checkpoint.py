@@ -17,6 +17,19 @@ FILE = "checkpoint.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
+class Chosen:
+    """The best epoch so far.
+
+    Attributes:
+        score: what it reached on the validation images.
+        weights: the network's, by name.
+    """
+
+    score: float
+    weights: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A training run between two epochs.
 
@@ -24,15 +37,22 @@ class Checkpoint:
         epoch: finished epochs.
         run: what makes the run this one (network, data, seed, schedule), JSON values.
         tensors: weights as `weights.NAME`, momenta as `momentum.NAME`.
+        chosen: the best epoch so far; None before the first that may be chosen.
     """
 
     epoch: int
     run: Mapping[str, object]
     tensors: Mapping[str, Tensor]
+    chosen: Chosen | None
 
 
 def save_checkpoint(
-    folder: Path, epoch: int, run: Mapping[str, object], network: nn.Module, optimizer: torch.optim.Optimizer
+    folder: Path,
+    epoch: int,
+    run: Mapping[str, object],
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    chosen: Chosen | None,
 ) -> None:
     """Write the checkpoint of `folder`; an interruption at any moment leaves the old one or the new one."""
     tensors = {f"weights.{name}": value.contiguous() for name, value in network.state_dict().items()}
@@ -40,7 +60,12 @@ def save_checkpoint(
         momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
         if momentum is not None:
             tensors[f"momentum.{name}"] = momentum.contiguous()
-    write_whole(folder / FILE, save(tensors, {"epoch": str(epoch), "run": json.dumps(run, sort_keys=True)}))
+    metadata = {"epoch": str(epoch), "run": json.dumps(run, sort_keys=True)}
+    if chosen is not None:
+        # Cloned: safetensors refuses tensors that share memory, as the best and the latest weights may.
+        tensors |= {f"chosen.{name}": value.clone() for name, value in chosen.weights.items()}
+        metadata["score"] = repr(chosen.score)
+    write_whole(folder / FILE, save(tensors, metadata))
 
 
 def load_checkpoint(folder: Path, run: Mapping[str, object]) -> Checkpoint | None:
@@ -66,14 +91,20 @@ def load_checkpoint(folder: Path, run: Mapping[str, object]) -> Checkpoint | Non
                 f"expected a checkpoint of {key} {expected.get(key)}, got one of {key} {found.get(key)} in {path}; "
                 f"give another --out or remove it"
             )
-    return Checkpoint(int(metadata["epoch"]), found, tensors)
+    chosen = None
+    if "score" in metadata:
+        chosen = Chosen(float(metadata["score"]), _with_prefix(tensors, "chosen."))
+    return Checkpoint(int(metadata["epoch"]), found, tensors, chosen)
 
 
 def restore(checkpoint: Checkpoint, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Put weights and momenta back."""
-    prefix = "weights."
-    network.load_state_dict({k.removeprefix(prefix): v for k, v in checkpoint.tensors.items() if k.startswith(prefix)})
+    network.load_state_dict(_with_prefix(checkpoint.tensors, "weights."))
     for name, parameter in network.named_parameters():
         momentum = checkpoint.tensors.get(f"momentum.{name}")
         if momentum is not None:
             optimizer.state[parameter]["momentum_buffer"] = momentum.to(parameter.device)
+
+
+def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -19,7 +19,8 @@ from detector.errors import ArtifactError, DataError, RequestError, TrainingErro
 from detector.losses import objective_named
 from detector.macs import cost_of
 from detector.networks import build_network
-from detector.training import GateFigures, Listener, Schedule, accuracy, measure_gates, train_backbone, train_decoupled
+from detector.schedule import Schedule
+from detector.training import GateFigures, Listener, accuracy, measure_gates, train_backbone, train_decoupled
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,11 +172,7 @@ def check_fits(bundle: Bundle, images: ImageSet) -> None:
 
 
 def _check_enough(images: ImageSet, schedule: Schedule) -> None:
-    if schedule.epochs < 1 or schedule.batch < 2 or schedule.learning_rate <= 0:
-        raise RequestError(
-            f"expected at least 1 epoch, batches of at least 2 and a learning rate above 0, got {schedule.epochs}, "
-            f"{schedule.batch} and {schedule.learning_rate}"
-        )
+    schedule.check()
     if len(images) < schedule.batch:
         raise RequestError(f"expected at least one batch of {schedule.batch} training images, got {len(images)}")
 

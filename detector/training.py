@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detector.batches import batches, device_of, to_tensor
-from detector.checkpoint import load_checkpoint, restore, save_checkpoint
+from detector.checkpoint import Chosen, load_checkpoint, restore, save_checkpoint
 from detector.datasets import ImageSet, Splits
 from detector.decouple import GatedNet
 from detector.errors import TrainingError
@@ -27,33 +27,14 @@ from detector.losses import (
     sparsity_share,
 )
 from detector.networks import Normalise
+from detector.schedule import Schedule
 
 BatchLoss = Callable[[Tensor, Tensor, float], Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """How long and how fast to train.
-
-    Attributes:
-        epochs: passes over the training images.
-        batch: images per step.
-        learning_rate: its peak; it warms up over the first tenth and falls to nothing by a cosine.
-        momentum: of SGD with Nesterov's look-ahead.
-        weight_decay: on all weights.
-        flip: whether images are mirrored at random.
-        shift: largest random shift up, down and sideways, as a share of the height.
-        seed: of weights, order of images, augmentation and noise.
-    """
-
-    epochs: int
-    batch: int = 128
-    learning_rate: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    flip: bool = True
-    shift: float = 0.125
-    seed: int = 0
+Figures = Mapping[str, float]
+# How far the share of open filters may lie from what was asked for.
+KEEP_TOLERANCE = 0.02
+# Share of the training after which the gates see no noise any more.
+NOISE_ENDS = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +53,7 @@ class Progress:
     step: int
     steps: int
     loss: float
-    figures: Mapping[str, float]
+    figures: Figures
 
 
 Listener = Callable[[Progress], None]
@@ -83,9 +64,11 @@ def train_backbone(
 ) -> None:
     """Train a plain network in place; resumes from the checkpoint in `folder`.
 
+    The weights that remain are those of the epoch that did best on the validation images.
+
     Args:
         network: images in [0, 1] -> logits; a first layer `normalise` learns the pixels' statistics.
-        splits: trained on `train`, watched on `validation`.
+        splits: trained on `train`, chosen on `validation`.
         schedule: how long and how fast.
         folder: where the checkpoint lies.
         run: names of network and data; with the schedule they tell this run from others.
@@ -103,7 +86,7 @@ def train_backbone(
 
     _train(
         network, loss, splits, schedule, folder, {**run, "schedule": asdict(schedule)}, listen,
-        lambda: {"accuracy": accuracy(network, splits.validation)},
+        lambda: {"accuracy": accuracy(network, splits.validation)}, lambda _, figures: figures["accuracy"],
     )  # fmt: skip
 
 
@@ -122,12 +105,13 @@ def train_decoupled(
 
     The share of open filters starts above `keep` and tightens to it over the first half; the training noise falls to
     nothing over the first 80 %, so that the network at the end of training is the one that is used. Both are ours, not
-    the paper's; an objective can switch them off.
+    the paper's; an objective can switch them off. Of the epochs after that, the one that does best on the validation
+    images remains, among those whose share of open filters is within `KEEP_TOLERANCE` of `keep`.
 
     Args:
         network: from `decouple(backbone)`.
         backbone: the plain network, the teacher of the distillation term.
-        splits: trained on `train`, watched on `validation`.
+        splits: trained on `train`, chosen on `validation`.
         objective: the weights of the loss terms.
         keep: share of filters to keep open, in (0, 1].
         schedule: how long and how fast.
@@ -143,7 +127,7 @@ def train_decoupled(
     trained = nn.ModuleDict({"network": network, "heads": heads}) if objective.label_information else network
 
     def loss(images: Tensor, labels: Tensor, progress: float) -> Tensor:
-        noise = max(0.0, 1.0 - progress / 0.8) if objective.annealed else 1.0
+        noise = max(0.0, 1.0 - progress / NOISE_ENDS) if objective.annealed else 1.0
         target = 0.0 if objective.zero_target else keep + (1 - keep) * 0.5 * max(0.0, 1.0 - 2 * progress)
         network.set_noise(noise)
         logits, readings = network.trace(images)
@@ -163,10 +147,15 @@ def train_decoupled(
             total = total + objective.sparsity * distance(readings, target)
         return total
 
+    def may_be_chosen(progress: float, figures: Figures) -> float | None:
+        if progress < NOISE_ENDS or abs(figures["keep_ratio"] - keep) > KEEP_TOLERANCE:
+            return None
+        return figures["accuracy"]
+
     identity = {**run, "keep": keep, "objective": asdict(objective), "schedule": asdict(schedule)}
     _train(
         trained, loss, splits, schedule, folder, identity, listen,
-        lambda: asdict(measure_gates(network, splits.validation)),
+        lambda: asdict(measure_gates(network, splits.validation)), may_be_chosen,
     )  # fmt: skip
 
 
@@ -226,9 +215,14 @@ def _train(
     folder: Path,
     run: Mapping[str, object],
     listen: Listener,
-    measure: Callable[[], Mapping[str, float]],
+    measure: Callable[[], Figures],
+    score: Callable[[float, Figures], float | None],
 ) -> None:
-    """The loop itself; ends with `trained` in evaluation mode."""
+    """The loop itself; ends with `trained` in evaluation mode, with the weights of the epoch that scored best.
+
+    `score` takes the share of the training that is done, and the epoch's figures; None for an epoch that may not be
+    chosen. Where none may, the last epoch's weights remain.
+    """
     images, device = splits.train, device_of(trained)
     optimizer = torch.optim.SGD(
         trained.parameters(), lr=schedule.learning_rate, momentum=schedule.momentum, nesterov=True,
@@ -237,12 +231,12 @@ def _train(
     steps_an_epoch = max(1, len(images) // schedule.batch)
     steps = steps_an_epoch * schedule.epochs
     checkpoint = load_checkpoint(folder, run)
-    finished = 0
+    finished, chosen = 0, None
     if checkpoint is not None:
         restore(checkpoint, trained, optimizer)
-        finished = checkpoint.epoch
+        finished, chosen = checkpoint.epoch, checkpoint.chosen
         listen(Progress(finished, finished * steps_an_epoch, steps, math.nan, measure()))
-    figures: Mapping[str, float] = {}
+    figures: Figures = {}
     for epoch in range(finished, schedule.epochs):
         # Every random draw of an epoch follows from the seed and the epoch, so that a resumed run repeats none.
         torch.manual_seed(schedule.seed * 10_007 + epoch)
@@ -252,7 +246,7 @@ def _train(
         for index in range(steps_an_epoch):
             step = epoch * steps_an_epoch + index
             for group in optimizer.param_groups:
-                group["lr"] = schedule.learning_rate * _rate_at(step / steps)
+                group["lr"] = schedule.rate_at(step / steps)
             positions = order[index * schedule.batch : (index + 1) * schedule.batch]
             pixels = _augment(images.pixels(positions), schedule, chooser)
             labels = torch.from_numpy(images.labels[positions]).to(device)
@@ -268,16 +262,14 @@ def _train(
             optimizer.step()
             listen(Progress(epoch, step + 1, steps, loss.item(), figures))
         figures = measure()
-        save_checkpoint(folder, epoch + 1, run, trained, optimizer)
+        reached = score((epoch + 1) / schedule.epochs, figures)
+        if reached is not None and (chosen is None or reached >= chosen.score):
+            chosen = Chosen(reached, {name: value.clone() for name, value in trained.state_dict().items()})
+        save_checkpoint(folder, epoch + 1, run, trained, optimizer, chosen)
         listen(Progress(epoch + 1, (epoch + 1) * steps_an_epoch, steps, loss.item(), figures))
+    if chosen is not None:
+        trained.load_state_dict(chosen.weights)
     trained.eval()
-
-
-def _rate_at(progress: float, warm_up: float = 0.1) -> float:
-    """Share of the peak learning rate at `progress` in [0, 1): linear warm-up, then a cosine."""
-    if progress < warm_up:
-        return (progress + 0.01) / (warm_up + 0.01)
-    return 0.5 * (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up)))
 
 
 def _augment(pixels: Pixels, schedule: Schedule, chooser: np.random.Generator) -> Pixels:

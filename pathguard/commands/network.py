@@ -18,6 +18,7 @@ def train(
     epochs: Annotated[int, typer.Option(help="Passes over the training images.", min=1)] = 40,
     batch: Annotated[int, typer.Option(help="Images per step.", min=2)] = 128,
     learning_rate: Annotated[float, typer.Option(help="Its peak.")] = 0.15,
+    cycles: Annotated[int, typer.Option(help="How often it warms up and falls to nothing.", min=1)] = 1,
     resize: Annotated[bool, typer.Option(help="Let the served network take images of any size.")] = False,
     flip: Annotated[bool, typer.Option(help="Mirror half of the training images.")] = True,
     limit: Annotated[int | None, typer.Option(help="Train on the first N images only.", min=1)] = None,
@@ -27,12 +28,12 @@ def train(
     json_: Json = False,
 ) -> None:
     """Train a plain backbone: the first stage of a bundle. Run again to go on after an interruption."""
+    from detector.schedule import Schedule
     from detector.stages import make_backbone
-    from detector.training import Schedule
 
     splits = splits_of(data, data_dir, image_size)
     splits = replace(splits, train=splits.train.first(limit))
-    schedule = Schedule(epochs, batch, learning_rate, flip=flip, seed=seed)
+    schedule = Schedule(epochs, batch, learning_rate, flip=flip, seed=seed, cycles=cycles)
     with training_bar(f"train {network}") as listen:
         _, figures = make_backbone(network, splits, schedule, out, listen, resize)
     show(f"backbone {network} in {out}", [row_of(figures)], json_)
@@ -55,8 +56,8 @@ def decouple(
 ) -> None:
     """Put gates into the backbone and train them: the second stage. Run again to go on after an interruption."""
     from detector.bundle import Bundle
+    from detector.schedule import Schedule
     from detector.stages import make_decoupled
-    from detector.training import Schedule
 
     opened = Bundle(bundle)
     splits = splits_of(opened.manifest.network.data, data_dir, image_size)

@@ -11,8 +11,8 @@ from detector.batches import to_tensor
 from detector.decouple import decouple
 from detector.errors import RequestError
 from detector.networks import build_network
+from detector.schedule import Schedule
 from detector.stages import make_backbone, make_decoupled
-from detector.training import Schedule
 from tests.oracles import MeanBoundary, NeverFooled, grey_images
 
 every_recipe = pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda recipe: recipe.name)

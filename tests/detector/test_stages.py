@@ -5,8 +5,8 @@ import torch
 
 from detector.bundle import Bundle
 from detector.errors import ArtifactError, DataError, RequestError, TrainingError
+from detector.schedule import Schedule
 from detector.stages import make_backbone, make_decoupled
-from detector.training import Schedule
 
 SCHEDULE = Schedule(epochs=2, batch=64, learning_rate=0.05, flip=False)
 

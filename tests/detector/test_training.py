@@ -9,8 +9,8 @@ from detector.decouple import decouple
 from detector.errors import TrainingError
 from detector.losses import OBJECTIVES
 from detector.networks import build_network
+from detector.schedule import Schedule
 from detector.training import (
-    Schedule,
     accuracy,
     measure_gates,
     pixel_statistics,
@@ -127,3 +127,41 @@ def test_pixel_statistics_are_those_of_the_images(digits):
     assert mean.item() == pytest.approx(pixels.mean(), abs=1e-4)
     assert std.item() == pytest.approx(pixels.std(), abs=1e-4)
     assert np.isfinite(mean.item())
+
+
+def test_the_epoch_that_does_best_on_the_validation_images_remains_also_after_an_interruption(
+    digits, tmp_path, monkeypatch
+):
+    schedule, kept = replace(SCHEDULE, epochs=4), {}
+    answers = iter([0.5, 0.9, 0.6, 0.6, 0.7])  # the third epoch is measured again when the run is resumed
+    monkeypatch.setattr("detector.training.accuracy", lambda *_: next(answers))
+    network = build_network("resnet8", 1, 10)
+
+    def stop_in_the_last_epoch(progress):
+        if progress.step % 19 == 0:
+            kept.setdefault(progress.step, weights(network))
+        if progress.step == progress.steps - 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_backbone(network, digits, schedule, tmp_path, {}, stop_in_the_last_epoch)
+    resumed = build_network("resnet8", 1, 10)
+    train_backbone(resumed, digits, schedule, tmp_path, {}, ignore)
+
+    assert torch.equal(weights(resumed), kept[38])
+    assert not torch.equal(weights(resumed), kept[57])
+
+
+def test_only_an_epoch_without_noise_and_with_the_share_asked_for_is_chosen(digits, tmp_path):
+    backbone = trained(digits, tmp_path / "backbone")
+    network = decouple(backbone, 0.7)
+    schedule, seen = replace(SCHEDULE, epochs=10), []
+
+    train_decoupled(
+        network, backbone, digits, OBJECTIVES["pathguard"], 0.7, schedule, tmp_path, {},
+        lambda progress: seen.append((progress.epoch, dict(progress.figures))),
+    )  # fmt: skip
+
+    figures = measure_gates(network, digits.validation)
+    late = [f for epoch, f in seen if epoch >= 8 and abs(f["keep_ratio"] - 0.7) <= 0.02]
+    assert figures.accuracy == pytest.approx(max(f["accuracy"] for f in late) if late else seen[-1][1]["accuracy"])
