@@ -24,6 +24,7 @@ class Objective:
     Attributes:
         label_information: λm, cross-entropy of a linear head on each layer's mask.
         input_information: weight of the mean information per filter between mask and image, in nats.
+        copied_information: weight of the mean information that one filter's mask has about another's, in nats.
         alignment: λk, divergence between the filters' responses and their mask.
         sparsity: weight of the distance between the share of open filters and the target, or, where `counted` is
             set, λs of the paper: distances are numbers of filters and are summed over the layers.
@@ -36,6 +37,7 @@ class Objective:
 
     label_information: float = 0.0
     input_information: float = 0.0
+    copied_information: float = 0.0
     alignment: float = 0.0
     sparsity: float = 0.0
     counted: bool = False
@@ -97,6 +99,23 @@ def input_information(readings: Readings, noise: float = 1.0) -> Tensor:
     return (_binary_entropy(p.mean(dim=0)) - _binary_entropy(p).mean(dim=0)).mean()
 
 
+def copied_information(readings: Readings, noise: float = 1.0) -> Tensor:
+    """Mean information in nats that one filter's mask has about another filter's of its layer, a scalar in [0, ln 2].
+
+    In each layer the filters stand in a chain, in an order drawn anew at each call, and each is compared with the one
+    before it. What is left of the sum of `input_information` without the sum over the chain still bounds the
+    information between path and image from above, and tighter: H(z) <= H(z_1) + Σ H(z_k | z_(k-1)) (Chow and Liu
+    1968). Given the image, masks are independent, so that P(both open) is the mean over images of p_j p_k.
+    """
+    pairs = []
+    for reading in readings.values():
+        p = firing_probability(reading.logits, noise)
+        if p.shape[1] > 1:
+            chain = torch.randperm(p.shape[1], device=p.device)
+            pairs.append(_information_of_pairs(p[:, chain[1:]], p[:, chain[:-1]]))
+    return torch.cat(pairs).mean() if pairs else torch.zeros(())
+
+
 def alignment(readings: Readings) -> Tensor:
     """Σ_l KL(softmax(GAP(Y_l)) || softmax(z_l)) / C_l, batch mean, a scalar; gradients reach both sides.
 
@@ -129,6 +148,14 @@ def distillation(logits: Tensor, teacher_logits: Tensor, temperature: float = 4.
     wanted = F.log_softmax(teacher_logits.float() / temperature, dim=1)
     given = F.log_softmax(logits.float() / temperature, dim=1)
     return F.kl_div(given, wanted, reduction="batchmean", log_target=True) * temperature**2
+
+
+def _information_of_pairs(one: Tensor, other: Tensor) -> Tensor:
+    """I(a; b) in nats for columns of firing probabilities of filters independent given the image, `(filters,)`."""
+    both, of_one, of_other = (one * other).mean(dim=0), one.mean(dim=0), other.mean(dim=0)
+    joint = torch.stack([both, of_one - both, of_other - both, 1 - of_one - of_other + both]).clamp_min(1e-9)
+    entropy_of_both = -(joint * joint.log()).sum(dim=0)
+    return _binary_entropy(of_one) + _binary_entropy(of_other) - entropy_of_both
 
 
 def _binary_entropy(p: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Multiply-accumulates of a decoupled network, counted for each image's own path.
 
 A closed filter of a convolution need not be computed, and neither need what the next convolution would read of it. A
-convolution reads a reduced input only straight behind a gate (or a pooling or activation behind one): where a shortcut
-is added, every channel may be non-zero.
+convolution reads a reduced input only straight behind gates (or a pooling, an activation or a concatenation behind
+them): where a shortcut is added, every channel may be non-zero.
 """
 
 from collections.abc import Iterator, Mapping
@@ -27,14 +27,14 @@ class LayerCost:
         per_pair: multiply-accumulates for each pair of an input and an output channel (of one group).
         in_channels: input channels that each output channel reads.
         out_channels: output channels.
-        read_gate: the gate whose closed channels need not be read; None where all are read.
+        read_gates: the gates whose closed channels need not be read.
         own_gate: the gate whose closed filters need not be computed; None where all are.
     """
 
     per_pair: int
     in_channels: int
     out_channels: int
-    read_gate: str | None
+    read_gates: tuple[str, ...]
     own_gate: str | None
 
 
@@ -58,9 +58,10 @@ class NetworkCost:
     def of(self, paths: PathEncoding) -> npt.NDArray[np.int64]:
         """Multiply-accumulates of each image, gates included, `(images,)`."""
         opened = {name: bits.sum(axis=1, dtype=np.int64) for name, bits in paths.by_layer().items()}
+        closed = {name: paths.layers[name] - count for name, count in opened.items()}
         total = np.full(len(paths), self.gates, np.int64)
         for layer in self.layers:
-            read = opened[layer.read_gate] if layer.read_gate else layer.in_channels
+            read = layer.in_channels - sum((closed[gate] for gate in layer.read_gates), np.zeros(len(paths), np.int64))
             made = opened[layer.own_gate] if layer.own_gate else layer.out_channels
             total += layer.per_pair * read * made
         return total
@@ -94,27 +95,32 @@ def _is_counted(name: str, module: nn.Module) -> bool:
 def _layer_costs(
     network: GatedNet, counted: Mapping[str, nn.Module], areas: Mapping[nn.Module, int]
 ) -> Iterator[LayerCost]:
-    names = {str(index): name for index, name in enumerate(network.layers)}
+    names = {f"gates.{index}": name for index, name in enumerate(network.layers)}
+    modules = dict(network.graph.named_modules())
     for node in network.graph.graph.nodes:
         module = counted.get(str(node.target)) if node.op == "call_module" else None
         if isinstance(module, nn.Conv2d):
             own = str(node.target) if str(node.target) in network.layers else None
-            read = _gate_behind(network, node.args[0], names) if module.groups == 1 else None
+            read = tuple(_gates_behind(node.args[0], modules, names)) if module.groups == 1 else ()
             per_pair = areas[module] * module.kernel_size[0] * module.kernel_size[1]
             yield LayerCost(per_pair, module.in_channels // module.groups, module.out_channels, read, own)
         elif isinstance(module, nn.Linear):
-            yield LayerCost(areas[module], module.in_features, module.out_features, None, None)
+            yield LayerCost(areas[module], module.in_features, module.out_features, (), None)
 
 
-def _gate_behind(network: GatedNet, node: fx.Node, names: Mapping[str, str]) -> str | None:
-    """The gate that `node` is the output of, seen through what keeps closed channels closed."""
-    modules = dict(network.graph.named_modules())
+def _gates_behind(node: fx.Node, modules: Mapping[str, nn.Module], names: Mapping[str, str]) -> Iterator[str]:
+    """The gates that `node` is the output of, seen through what keeps closed channels closed."""
     while node.op == "call_module" and isinstance(modules.get(str(node.target)), _KEEPS_CLOSED_CHANNELS):
         before = node.args[0]
         assert isinstance(before, fx.Node)
         node = before
+    if node.op != "call_function" or not node.args:
+        return
+    source = node.args[0]
+    if node.target is torch.cat and isinstance(source, list | tuple):
+        for part in source:
+            if isinstance(part, fx.Node):
+                yield from _gates_behind(part, modules, names)
     # A gated output is the first of the pair that the gate returns.
-    source = node.args[0] if node.op == "call_function" and node.args else None
-    if not isinstance(source, fx.Node) or not str(source.target).startswith("gates."):
-        return None
-    return names.get(str(source.target).removeprefix("gates."))
+    elif isinstance(source, fx.Node) and str(source.target) in names:
+        yield names[str(source.target)]

@@ -20,13 +20,14 @@ from detector.losses import (
     LabelHeads,
     Objective,
     alignment,
+    copied_information,
     distillation,
     input_information,
     label_information,
     sparsity_counted,
     sparsity_share,
 )
-from detector.networks import Normalise
+from detector.normalise import Normalise
 from detector.schedule import Schedule
 
 BatchLoss = Callable[[Tensor, Tensor, float], Tensor]
@@ -140,6 +141,8 @@ def train_decoupled(
             total = total + objective.label_information * label_information(heads(readings), labels)
         if objective.input_information:
             total = total - objective.input_information * input_information(readings, max(noise, 0.25))
+        if objective.copied_information:
+            total = total + objective.copied_information * copied_information(readings, max(noise, 0.25))
         if objective.alignment:
             total = total + objective.alignment * alignment(readings)
         if objective.sparsity:

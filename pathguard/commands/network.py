@@ -14,7 +14,9 @@ from pathguard.tables import row_of, show
 def train(
     out: Annotated[Path, typer.Option(help="Folder of the new bundle.")],
     data: Data = "cifar10",
-    network: Annotated[str, typer.Option(help="resnet8, resnet14, resnet20 or resnet56.")] = "resnet20",
+    network: Annotated[
+        str, typer.Option(help="resnet8, resnet14, resnet20, resnet56, vggnet, googlenet or resnet18.")
+    ] = "resnet20",
     epochs: Annotated[int, typer.Option(help="Passes over the training images.", min=1)] = 40,
     batch: Annotated[int, typer.Option(help="Images per step.", min=2)] = 128,
     learning_rate: Annotated[float, typer.Option(help="Its peak.")] = 0.15,

@@ -45,12 +45,19 @@ def test_torchvisions_networks_can_be_decoupled_and_keep_their_output(name, gate
         torch.testing.assert_close(network(images), backbone(images), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "length"), [("resnet20", 672), ("resnet56", 2016)])
-def test_paths_of_the_published_networks_have_their_published_length(name, length):
-    network = decouple(build_network(name, 3, 10))
+@pytest.mark.parametrize(
+    ("name", "gates", "length"),
+    [("resnet20", 18, 672), ("resnet56", 54, 2016), ("vggnet", 15, 5440), ("googlenet", 63, 7712)],
+)
+def test_the_published_networks_have_paths_of_their_published_length_and_keep_their_output(name, gates, length):
+    backbone = build_network(name, 3, 10).eval()
+    network = open_all(decouple(backbone)).eval()
+    images = torch.rand(2, 3, 32, 32)
 
     assert sum(network.layers.values()) == length
-    assert len(network.layers) == len(network.gates()) == (18 if name == "resnet20" else 54)
+    assert len(network.layers) == len(network.gates()) == gates
+    with torch.inference_mode():
+        torch.testing.assert_close(network(images), backbone(images), atol=1e-5, rtol=1e-5)
 
 
 def test_trace_gives_the_same_logits_and_a_reading_of_every_gate():

@@ -9,6 +9,7 @@ from detector.losses import (
     OBJECTIVES,
     LabelHeads,
     alignment,
+    copied_information,
     distillation,
     input_information,
     label_information,
@@ -46,6 +47,35 @@ def test_input_information_equals_a_value_computed_by_hand():
 
     by_hand = entropy(0.6706725) - (entropy(0.841345) + entropy(0.5)) / 2
     assert input_information(readings).item() == pytest.approx(by_hand, abs=1e-5)
+
+
+def test_copies_and_opposites_share_all_their_information_and_strangers_none():
+    copies = {"a": reading([[1.0, 1.0], [0.0, 0.0]], [[50.0, 50.0], [-50.0, -50.0]])}
+    opposites = {"a": reading([[1.0, 0.0], [0.0, 1.0]], [[50.0, -50.0], [-50.0, 50.0]])}
+    four_images = [[50.0, 50.0], [50.0, -50.0], [-50.0, 50.0], [-50.0, -50.0]]
+    strangers = {"a": reading([[1.0, 1.0], [1.0, 0.0], [0.0, 1.0], [0.0, 0.0]], four_images)}
+
+    assert copied_information(copies).item() == pytest.approx(math.log(2), abs=1e-4)
+    assert copied_information(opposites).item() == pytest.approx(math.log(2), abs=1e-4)
+    assert copied_information(strangers).item() == pytest.approx(0.0, abs=1e-4)
+
+
+def test_copied_information_equals_a_value_computed_by_hand():
+    # Two equally likely images; firing probabilities 0.841345 and 0.5, 0.5 and 0.158655.
+    readings = {"a": reading([[1.0, 0.0], [0.0, 0.0]], [[1.0, 0.0], [0.0, -1.0]])}
+    p = ((0.841345, 0.5), (0.5, 0.158655))
+
+    by_hand = 0.0
+    for a in (0, 1):
+        for b in (0, 1):
+            given = [[q if open_ else 1 - q for q, open_ in zip(image, (a, b), strict=True)] for image in p]
+            both = sum(x * y for x, y in given) / 2
+            by_hand += both * math.log(both / (sum(x for x, _ in given) / 2 * sum(y for _, y in given) / 2))
+    assert copied_information(readings).item() == pytest.approx(by_hand, abs=1e-5)
+
+
+def test_a_layer_of_one_filter_copies_nothing():
+    assert copied_information({"a": reading([[1.0], [0.0]])}).item() == 0.0
 
 
 def test_sparsity_counts_filters_by_layer_or_shares_over_all():

@@ -34,13 +34,25 @@ def test_a_small_network_counted_by_hand():
     assert cost.of(PathEncoding.side_by_side(bits)).tolist() == [stem + 36 * 9 * 4 * 3 + 9 * 3 * 2 + head + gates]
 
 
-@pytest.mark.parametrize(("name", "dense", "at_half"), [("resnet20", 40.55e6, -0.625), ("resnet56", 125.5e6, -0.625)])
-def test_the_published_networks_cost_what_is_known_of_them(name, dense, at_half):
-    network = decouple(build_network(name, 3, 10)).eval()
+@pytest.mark.parametrize(
+    ("name", "size", "dense", "at_seven_tenths", "at_half"),
+    [
+        ("resnet20", 32, 40.55e6, -0.406, -0.625),
+        ("resnet56", 32, 125.5e6, -0.405, -0.625),
+        ("vggnet", 32, 398e6, -0.485, -0.720),
+        ("googlenet", 32, 1522e6, -0.500, -0.738),
+        ("resnet18", 224, 1814e6, -0.387, -0.594),
+    ],
+)
+def test_the_published_networks_cost_what_is_known_of_them(name, size, dense, at_seven_tenths, at_half):
+    network = decouple(build_network(name, 3, 1000 if size == 224 else 10)).eval()
 
-    cost = cost_of(network, torch.rand(1, 3, 32, 32))
+    cost = cost_of(network, torch.rand(1, 3, size, size))
 
-    assert cost.dense == pytest.approx(dense, rel=1e-3)
+    assert cost.dense == pytest.approx(dense, rel=2e-3)
+    assert cost.of(path_of(network, 0.7))[0] / cost.dense - 1 == pytest.approx(
+        at_seven_tenths, abs=0.01
+    )  # 11 of 16 filters
     assert cost.of(path_of(network, 0.5))[0] / cost.dense - 1 == pytest.approx(at_half, abs=0.002)
     assert 0 < cost.gates / cost.dense < 0.003
 
