@@ -6,12 +6,16 @@ follows directly, behind the activation: a closed filter is then exactly zero, a
 activation of 0 is 0, acting before or after it is the same. Grouped and depthwise convolutions stay ungated: each of
 their filters reads few channels, which the gate of the convolution before them already closes. So do convolutions that
 are called twice: one bit cannot say what a filter did in both.
+
+A network that torch.fx cannot trace (its steps depend on the image, say) has its convolutions named by patterns; the
+normalisation behind each is then found by running an example (see `detector.named_gates`).
 """
 
 import copy
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from typing import Any
 
 import torch
@@ -20,6 +24,7 @@ from torch import Tensor, fx, nn
 
 from detector.errors import RequestError
 from detector.gates import ChannelGate, GateReading
+from detector.named_gates import NamedGates, normalised_convolutions
 
 _ACTIVATIONS_WITH_ZERO_AT_ZERO = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Hardswish, nn.ELU, nn.Tanh)
 _FUNCTIONS_WITH_ZERO_AT_ZERO = (F.relu, torch.relu, F.relu6, F.leaky_relu, F.silu, F.gelu, F.hardswish, torch.tanh)
@@ -32,7 +37,7 @@ class GatedNet(nn.Module):
     the gates straight through, so that an attacker sees them; `frozen_gates` turns that off.
     """
 
-    def __init__(self, graph: fx.GraphModule, layers: Mapping[str, int]) -> None:
+    def __init__(self, graph: fx.GraphModule | NamedGates, layers: Mapping[str, int]) -> None:
         """Made by `decouple`.
 
         Args:
@@ -76,34 +81,48 @@ class GatedNet(nn.Module):
                 gate.frozen = was
 
 
-def decouple(backbone: nn.Module, keep: float = 0.7, normalised: bool = True) -> GatedNet:
+def decouple(
+    backbone: nn.Module,
+    keep: float = 0.7,
+    normalised: bool = True,
+    patterns: Sequence[str] = (),
+    example: Tensor | None = None,
+) -> GatedNet:
     """A decoupled copy of `backbone`; the backbone itself is left as it is.
 
     Args:
-        backbone: a CNN in torch; it must be traceable by torch.fx.
+        backbone: a CNN in torch.
         keep: share of filters open at the start, in (0, 1].
         normalised: whether gate logits are batch-normalised (see `ChannelGate`).
+        patterns: gate only convolutions whose names fit one of these, with `*` and `?`; none for all.
+        example: images that the network takes, `(batch, channels, height, width)`; needed, with `patterns`, for a
+            network that torch.fx cannot trace.
 
     Raises:
-        RequestError: `keep` is out of range, or the network cannot be traced or has nothing to gate.
+        RequestError: `keep` is out of range, the network has nothing to gate, or it cannot be traced and its
+            convolutions are not named.
     """
     if not 0 < keep <= 1:
         raise RequestError(f"expected a share of filters to keep in (0, 1], got {keep}")
+    name, copied = type(backbone).__name__, copy.deepcopy(backbone)
+    if hasattr(copied, "gates"):
+        raise RequestError(f"expected a network without gates, got {name} with a part called gates")
     try:
-        graph = fx.symbolic_trace(copy.deepcopy(backbone))
-    except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        graph = fx.symbolic_trace(copied)
+    except Exception as error:  # whatever the network's own code does with a tensor that has no values
+        if patterns and example is not None:
+            return _decouple_by_name(copied, keep, normalised, patterns, example)
+        reason = " ".join(str(error).split())[:200]
         raise RequestError(
-            f"expected a network that torch.fx can trace, got {type(backbone).__name__}: {reason}"
+            f"expected a network that torch.fx can trace, or names of its convolutions (--gate 'block*.conv*'); got "
+            f"{name}: {reason}"
         ) from None
-    places = list(_gated_places(graph))
+    places = [place for place in _gated_places(graph) if _is_wanted(str(place[0].target), patterns)]
     if not places:
         raise RequestError(
-            f"expected an ungrouped convolution with batch normalisation beyond the stem, got none in "
-            f"{type(backbone).__name__}"
+            f"expected an ungrouped convolution with batch normalisation beyond the stem"
+            f"{', named like ' + ', '.join(patterns) if patterns else ''}; got none in {name}"
         )
-    if hasattr(graph, "gates"):
-        raise RequestError(f"expected a network without gates, got {type(backbone).__name__} with a part called gates")
     gates = nn.ModuleList()
     graph.add_module("gates", gates)
     layers: dict[str, int] = {}
@@ -111,9 +130,8 @@ def decouple(backbone: nn.Module, keep: float = 0.7, normalised: bool = True) ->
     for index, (convolution, output) in enumerate(places):
         module = graph.get_submodule(str(convolution.target))
         assert isinstance(module, nn.Conv2d)
-        name = str(convolution.target)
         gates.append(ChannelGate(module.in_channels, module.out_channels, keep, normalised))
-        layers[name] = module.out_channels
+        layers[str(convolution.target)] = module.out_channels
         with graph.graph.inserting_after(output):
             both = graph.graph.call_module(f"gates.{index}", (convolution.args[0], output))
         with graph.graph.inserting_after(both):
@@ -127,6 +145,33 @@ def decouple(backbone: nn.Module, keep: float = 0.7, normalised: bool = True) ->
     graph.graph.lint()
     graph.recompile()
     return GatedNet(graph, layers)
+
+
+def _decouple_by_name(
+    copied: nn.Module, keep: float, normalised: bool, patterns: Sequence[str], example: Tensor
+) -> GatedNet:
+    pairs = {
+        convolution: norm
+        for convolution, norm in normalised_convolutions(copied, example).items()
+        if _is_wanted(convolution, patterns)
+    }
+    if not pairs:
+        raise RequestError(
+            f"expected ungrouped convolutions with batch normalisation beyond the stem, called once and named like "
+            f"{', '.join(patterns)}; got none in {type(copied).__name__}"
+        )
+    gates = nn.ModuleList()
+    layers: dict[str, int] = {}
+    for name in pairs:
+        module = copied.get_submodule(name)
+        assert isinstance(module, nn.Conv2d)
+        gates.append(ChannelGate(module.in_channels, module.out_channels, keep, normalised))
+        layers[name] = module.out_channels
+    return GatedNet(NamedGates(copied, pairs, gates), layers)
+
+
+def _is_wanted(name: str, patterns: Sequence[str]) -> bool:
+    return not patterns or any(fnmatch(name, pattern) for pattern in patterns)
 
 
 def _gated_places(graph: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node]]:

@@ -6,7 +6,7 @@ A batch of one image costs as much in calls as in arithmetic, and this halves th
 
 import copy
 
-from torch import nn
+from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from detector.decouple import GatedNet
@@ -15,7 +15,8 @@ from detector.decouple import GatedNet
 def fold_normalisation(network: GatedNet) -> GatedNet:
     """A copy of `network`, which must be in evaluation mode, with every normalisation folded that can be.
 
-    The copy is for inference only: it cannot be trained further.
+    The copy is for inference only: it cannot be trained further. In a network that torch.fx cannot trace only the
+    gates' own normalisations are folded.
     """
     folded = copy.deepcopy(network)
     graph = folded.graph
@@ -23,6 +24,8 @@ def fold_normalisation(network: GatedNet) -> GatedNet:
         if isinstance(gate.normalise, nn.BatchNorm1d):
             gate.excite = fuse_linear_bn_eval(gate.excite, gate.normalise)
             gate.normalise = nn.Identity()
+    if not isinstance(graph, fx.GraphModule):
+        return folded.eval()
     modules = dict(graph.named_modules())
     for node in list(graph.graph.nodes):
         if node.op != "call_module" or not isinstance(modules.get(str(node.target)), nn.BatchNorm2d):

@@ -2,7 +2,8 @@
 
 A closed filter of a convolution need not be computed, and neither need what the next convolution would read of it. A
 convolution reads a reduced input only straight behind gates (or a pooling, an activation or a concatenation behind
-them): where a shortcut is added, every channel may be non-zero.
+them): where a shortcut is added, every channel may be non-zero. In a network that torch.fx cannot trace nothing is
+known of what a convolution reads: there only closed filters are saved.
 """
 
 from collections.abc import Iterator, Mapping
@@ -95,6 +96,9 @@ def _is_counted(name: str, module: nn.Module) -> bool:
 def _layer_costs(
     network: GatedNet, counted: Mapping[str, nn.Module], areas: Mapping[nn.Module, int]
 ) -> Iterator[LayerCost]:
+    if not isinstance(network.graph, fx.GraphModule):
+        yield from _costs_by_name(network, counted, areas)
+        return
     names = {f"gates.{index}": name for index, name in enumerate(network.layers)}
     modules = dict(network.graph.named_modules())
     for node in network.graph.graph.nodes:
@@ -104,6 +108,19 @@ def _layer_costs(
             read = tuple(_gates_behind(node.args[0], modules, names)) if module.groups == 1 else ()
             per_pair = areas[module] * module.kernel_size[0] * module.kernel_size[1]
             yield LayerCost(per_pair, module.in_channels // module.groups, module.out_channels, read, own)
+        elif isinstance(module, nn.Linear):
+            yield LayerCost(areas[module], module.in_features, module.out_features, (), None)
+
+
+def _costs_by_name(
+    network: GatedNet, counted: Mapping[str, nn.Module], areas: Mapping[nn.Module, int]
+) -> Iterator[LayerCost]:
+    for name, module in counted.items():
+        if isinstance(module, nn.Conv2d):
+            per_pair = areas[module] * module.kernel_size[0] * module.kernel_size[1]
+            own = name.removeprefix("backbone.")
+            gate = own if own in network.layers else None
+            yield LayerCost(per_pair, module.in_channels // module.groups, module.out_channels, (), gate)
         elif isinstance(module, nn.Linear):
             yield LayerCost(areas[module], module.in_features, module.out_features, (), None)
 

@@ -146,7 +146,7 @@ class Unpredictable(nn.Module):
     ("backbone", "keep", "message"),
     [
         (nn.Linear(4, 2), 0.7, "expected an ungrouped convolution"),
-        (Unpredictable(), 0.7, "expected a network that torch.fx can trace, got Unpredictable"),
+        (Unpredictable(), 0.7, "expected a network that torch.fx can trace, or names of its .* got Unpredictable"),
         (nn.Linear(4, 2), 0.0, r"expected a share of filters to keep in \(0, 1\], got 0.0"),
         (nn.Linear(4, 2), 1.5, "got 1.5"),
     ],
