@@ -27,6 +27,7 @@ import numpy as np
 import safetensors.numpy
 import safetensors.torch
 import skops.io
+import torch
 from safetensors import SafetensorError
 from sklearn.base import BaseEstimator
 from torch import nn
@@ -52,7 +53,7 @@ class NetworkInfo:
     """What it takes to rebuild the networks of a bundle.
 
     Attributes:
-        name: of the backbone, in `detector.networks.NETWORKS`.
+        name: of the backbone, in `detector.networks.NETWORKS`, or the `package.module:function` that builds it.
         classes: names of the classes, in the order of their index.
         spec: the images that it takes.
         data: name of the data set that it was trained on.
@@ -74,11 +75,13 @@ class GatesInfo:
         keep: share of filters that was asked to stay open, in (0, 1].
         normalised: whether gate logits are batch-normalised.
         objective: name of the training objective.
+        patterns: names of the gated convolutions, with `*` and `?`; none for all that can be gated.
     """
 
     keep: float
     normalised: bool
     objective: str
+    patterns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,13 +125,18 @@ class Manifest:
 class Bundle:
     """A verified bundle; its parts are read when they are asked for."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, trusted: str | None = None) -> None:
         """Open a bundle and verify every part.
+
+        Args:
+            folder: where it lies.
+            trusted: the `package.module:function` whose code may be run to build the network, where it is a user's own.
 
         Raises:
             ArtifactError: the manifest is missing, damaged or newer, or a part is missing or altered.
         """
         self.folder = folder
+        self.trusted = trusted
         path = folder / MANIFEST
         if not path.is_file():
             raise ArtifactError(f"expected a bundle in {folder}, got no {MANIFEST}; `pathguard train` begins one")
@@ -141,24 +149,24 @@ class Bundle:
 
         Raises:
             ArtifactError: its weights do not fit the network that the manifest names.
+            RequestError: it is built by a user's own code, and that is not trusted or fails.
         """
-        info = self.manifest.network
-        network = build_network(info.name, info.spec.channels, len(info.classes))
-        return self._with_weights(network, BACKBONE)
+        return self._with_weights(self._fresh_backbone(), BACKBONE)
 
     def network(self) -> GatedNet:
         """The decoupled network, in evaluation mode.
 
         Raises:
             ArtifactError: the bundle has none yet, or its weights do not fit.
+            RequestError: it is built by a user's own code, and that is not trusted or fails.
         """
-        info, gates = self.manifest.network, self.manifest.gates
+        gates, spec = self.manifest.gates, self.manifest.network.spec
         if gates is None:
             raise ArtifactError(
                 f"expected a decoupled network in {self.folder}, got a backbone; run `pathguard decouple`"
             )
-        plain = build_network(info.name, info.spec.channels, len(info.classes))
-        network = decouple(plain, gates.keep, gates.normalised)
+        example = torch.zeros(1, spec.channels, spec.height, spec.width)
+        network = decouple(self._fresh_backbone(), gates.keep, gates.normalised, gates.patterns, example)
         self._with_weights(network, NETWORK)
         return network
 
@@ -226,6 +234,10 @@ class Bundle:
             raise ArtifactError(f"expected a detector in {self.folder}, got a network without one; run `pathguard fit`")
         return self.manifest.detector
 
+    def _fresh_backbone(self) -> nn.Module:
+        info = self.manifest.network
+        return build_network(info.name, info.spec.channels, len(info.classes), self.trusted)
+
     def _verified(self, part: str, expected: str) -> bytes:
         path = self.folder / _file_of(part, expected)
         if not path.is_file():
@@ -254,7 +266,7 @@ def begin_bundle(folder: Path, info: NetworkInfo, backbone: nn.Module, training:
         backbone: the trained network.
         training: how it was made, JSON values.
     """
-    return _grow(folder, Manifest(info), "backbone", training, {BACKBONE: _weights(backbone)})
+    return _grow(folder, Manifest(info), "backbone", training, {BACKBONE: _weights(backbone)}, info.name)
 
 
 def add_network(
@@ -274,7 +286,7 @@ def add_network(
     parts = {NETWORK: _weights(network)}
     if folder != bundle.folder:
         parts[BACKBONE] = bundle._contents[BACKBONE]
-    return _grow(folder, manifest, "network", training, parts)
+    return _grow(folder, manifest, "network", training, parts, bundle.trusted)
 
 
 def add_detector(
@@ -295,11 +307,17 @@ def add_detector(
         raise ArtifactError(f"expected a classifier of trusted scikit-learn types, got {', '.join(unknown)}")
     scores = safetensors.numpy.save({"scores": np.ascontiguousarray(calibration.scores)})
     manifest = replace(bundle.manifest, detector=info)
-    return _grow(bundle.folder, manifest, "detector", training, {CLASSIFIER: content, CALIBRATION: scores})
+    contents = {CLASSIFIER: content, CALIBRATION: scores}
+    return _grow(bundle.folder, manifest, "detector", training, contents, bundle.trusted)
 
 
 def _grow(
-    folder: Path, manifest: Manifest, stage: str, training: Mapping[str, object], contents: Mapping[str, bytes]
+    folder: Path,
+    manifest: Manifest,
+    stage: str,
+    training: Mapping[str, object],
+    contents: Mapping[str, bytes],
+    trusted: str | None,
 ) -> Bundle:
     """Write the parts, then the manifest that names them, then remove parts that no manifest names any more."""
     digests = {part: hashlib.sha256(content).hexdigest() for part, content in contents.items()}
@@ -323,7 +341,7 @@ def _grow(
                     file.unlink()
     except OSError as error:
         raise ArtifactError(f"expected to write the bundle {folder}, got: {error.strerror}") from None
-    return Bundle(folder)
+    return Bundle(folder, trusted)
 
 
 def _file_of(part: str, digest: str) -> str:
@@ -370,7 +388,7 @@ def _manifest_from(content: bytes, path: Path) -> tuple[Manifest, str]:
                 network["data"],
                 network["data_digest"],
             ),
-            gates=GatesInfo(**gates) if gates else None,
+            gates=GatesInfo(**{**gates, "patterns": tuple(gates.get("patterns", ()))}) if gates else None,
             detector=DetectorInfo(**{**detector, "recipes": tuple(detector["recipes"])}) if detector else None,
             parts=raw["parts"],
             training=raw["training"],

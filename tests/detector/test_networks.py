@@ -72,3 +72,42 @@ def test_normalised_pixels_have_the_statistics_that_were_set():
     result = layer(torch.tensor([0.3, 0.8]).reshape(1, 2, 1, 1))
 
     torch.testing.assert_close(result.flatten(), torch.tensor([1.0, 2.0]))
+
+
+@pytest.fixture
+def user_package(tmp_path, monkeypatch):
+    (tmp_path / "my_models.py").write_text(
+        "from torch import nn\n"
+        "def build(channels, classes):\n"
+        "    parts = [nn.Conv2d(channels, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes)]\n"
+        "    return nn.Sequential(*parts)\n"
+        "def number(channels, classes):\n"
+        "    return 5\n"
+        "def broken(channels, classes):\n"
+        "    raise KeyError('nothing here')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*__import__("sys").path])
+
+
+def test_a_users_own_network_is_built_by_its_function_where_that_is_trusted(user_package):
+    network = build_network("my_models:build", 2, 5, trusted="my_models:build")
+
+    assert network(torch.rand(3, 2, 8, 8)).shape == (3, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "trusted", "message"),
+    [
+        ("my_models:build", None, "expected leave to run the code of my_models:build, .* give --trust my_models:build"),
+        ("my_models:build", "my_models:number", "expected leave to run the code of my_models:build"),
+        ("my_models:number", "my_models:number", "expected a torch module from my_models:number, got int"),
+        ("my_models:broken", "my_models:broken", "got KeyError: 'nothing here'"),
+        ("my_models:absent", "my_models:absent", "got AttributeError"),
+        ("no_such_package:build", "no_such_package:build", "got ModuleNotFoundError"),
+    ],
+)
+def test_functions_that_build_no_network_are_refused_in_one_line(user_package, name, trusted, message):
+    with pytest.raises(RequestError, match=message) as caught:
+        build_network(name, 3, 10, trusted)
+    assert "\n" not in str(caught.value)
