@@ -21,6 +21,7 @@ from detector.errors import ArtifactError, DataError
 from detector.evaluation import DetectionFigures, FalseAlarmFigures, detection_figures, false_alarm_figures
 from detector.features import FEATURES
 from detector.fitting import FittedDetector, fit_detector
+from detector.model_card import write_card
 from detector.stages import check_fits
 from detector.thresholds import Scores
 
@@ -105,7 +106,9 @@ def make_detector(bundle: Bundle, splits: Splits, store: AttackStore, features: 
         "attack_seed": store.origin.seed,
     }
     info = DetectorInfo(features, rate, tuple(attacked))
-    return add_detector(bundle, info, fitted.classifier.estimator_, fitted.calibration, training)
+    grown = add_detector(bundle, info, fitted.classifier.estimator_, fitted.calibration, training)
+    write_card(grown)
+    return grown
 
 
 def judge_detector(bundle: Bundle, splits: Splits, store: AttackStore, rate: float, seed: int) -> FeatureFigures:

@@ -1,7 +1,7 @@
-"""The first two stages of a bundle: a trained backbone, then the decoupled network."""
+"""The first two stages of a bundle: a backbone, trained here or brought, then the decoupled network."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError
+from torch import nn
 
 from detector.batches import best_device, device_of
 from detector.bundle import MANIFEST, Bundle, GatesInfo, NetworkInfo, add_network, begin_bundle
@@ -18,9 +19,16 @@ from detector.encoder import encode_set
 from detector.errors import ArtifactError, DataError, RequestError, TrainingError
 from detector.losses import objective_named
 from detector.macs import cost_of
+from detector.model_card import write_card
 from detector.networks import build_network
+from detector.path_encoding import PathEncoding
+from detector.path_statistics import LayerFigures, distinct_paths, layer_figures
 from detector.schedule import Schedule
 from detector.training import GateFigures, Listener, accuracy, measure_gates, train_backbone, train_decoupled
+from detector.weights import load_weights
+
+# Training images whose paths the readers of the layers are fitted on, for the information that a layer holds.
+READER_IMAGES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,55 +53,87 @@ class DecoupledFigures:
         gates: accuracy and gate statistics of the decoupled network.
         macs_left: mean multiply-accumulates of an image's own path, gates included, as a share of the backbone's.
         path_length: filters of all gates together.
+        distinct_paths: how many different paths the images took.
         images: how many test images.
+        layers: a row for each gated layer, in network order.
     """
 
     backbone_accuracy: float
     gates: GateFigures
     macs_left: float
     path_length: int
+    distinct_paths: int
     images: int
+    layers: tuple[LayerFigures, ...]
 
 
 def make_backbone(
-    name: str, splits: Splits, schedule: Schedule, folder: Path, listen: Listener, resize: bool = False
-) -> tuple[Bundle, BackboneFigures]:
+    name: str, splits: Splits, schedule: Schedule, folder: Path, listen: Listener, resize: bool = False,
+    command: str = "",
+) -> tuple[Bundle, BackboneFigures]:  # fmt: skip
     """Train a backbone from scratch into a new bundle; the same call goes on with an interrupted run.
 
     Args:
-        name: of the network, in `detector.networks.NETWORKS`.
+        name: of the network, in `detector.networks.NETWORKS`, or `package.module:function`, whose code is run.
         splits: the data.
         schedule: how long and how fast; its seed also draws the first weights.
         folder: the new bundle.
         listen: called after every step.
         resize: whether the network, when served, takes images of other sizes and resizes them.
+        command: what the user typed, for the model card.
 
     Raises:
         ArtifactError: `folder` already holds a bundle.
-        RequestError: the network is unknown, or there is too little data for one step.
+        DataError: a class has no training images.
+        RequestError: the network is unknown or does not fit the images, or there is too little data for one step.
         TrainingError: see `detector.training.train_backbone`.
     """
-    if (folder / MANIFEST).exists():
-        raise ArtifactError(f"expected a folder without a bundle, got {folder} with a finished one; give another --out")
+    _check_new(folder)
     _check_enough(splits.train, schedule)
-    spec, classes = splits.train.spec, splits.train.class_names
     torch.manual_seed(schedule.seed)
-    network = build_network(name, spec.channels, len(classes)).to(best_device())
+    network = _fresh_backbone(name, splits.train).to(best_device())
     checkpoints = folder / "checkpoint-backbone"
     run = {"stage": "backbone", "network": name, **_data_facts(splits.train)}
     with _checkpointed(checkpoints):
         train_backbone(network, splits, schedule, checkpoints, run, listen)
-    figures = BackboneFigures(accuracy(network, splits.held_out), len(splits.held_out))
-    info = NetworkInfo(name, classes, replace(spec, resize=resize), splits.train.name, splits.train.digest)
-    training = {"schedule": asdict(schedule), "figures": asdict(figures), **_data_facts(splits.train)}
-    bundle = begin_bundle(folder, info, network.cpu(), training)
+    begun = _begin(name, network, splits, folder, resize, {"command": command, "schedule": asdict(schedule)})
     shutil.rmtree(checkpoints)
-    return bundle, figures
+    return begun
+
+
+def bring_backbone(
+    name: str, weights: Path, splits: Splits, folder: Path, mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None, resize: bool = False, command: str = "",
+) -> tuple[Bundle, BackboneFigures]:  # fmt: skip
+    """Begin a bundle with a backbone that was trained elsewhere.
+
+    Args:
+        name: of the network, in `detector.networks.NETWORKS`, or `package.module:function`, whose code is run.
+        weights: safetensors file.
+        splits: the data that the network is for.
+        folder: the new bundle.
+        mean: see `detector.weights.load_weights`.
+        std: likewise.
+        resize: whether the network, when served, takes images of other sizes and resizes them.
+        command: what the user typed, for the model card.
+
+    Raises:
+        ArtifactError: `folder` already holds a bundle.
+        DataError: the weights cannot be read or do not fit, or a class has no training images.
+        RequestError: the network is unknown or does not fit the images.
+    """
+    _check_new(folder)
+    network = _fresh_backbone(name, splits.train)
+    load_weights(network, weights, mean, std)
+    return _begin(
+        name, network.to(best_device()), splits, folder, resize, {"command": command, "weights": weights.name}
+    )
 
 
 def make_decoupled(
-    bundle: Bundle, splits: Splits, keep: float, objective: str, schedule: Schedule, folder: Path, listen: Listener
-) -> tuple[Bundle, DecoupledFigures]:
+    bundle: Bundle, splits: Splits, keep: float, objective: str, schedule: Schedule, folder: Path, listen: Listener,
+    patterns: Sequence[str] = (), command: str = "",
+) -> tuple[Bundle, DecoupledFigures]:  # fmt: skip
     """Decouple the backbone of `bundle` into `folder`; the same call goes on with an interrupted run.
 
     Args:
@@ -104,10 +144,12 @@ def make_decoupled(
         schedule: how long and how fast; its seed also draws the gates' first weights.
         folder: the bundle that grows: that of `bundle`, or another.
         listen: called after every step.
+        patterns: gate only convolutions whose names fit one of these, with `*` and `?`; none for all.
+        command: what the user typed, for the model card.
 
     Raises:
         ArtifactError: `folder` already holds a decoupled network.
-        DataError: the data does not fit the backbone.
+        DataError: the data does not fit the backbone, or a class has no training images.
         RequestError: `keep` or `objective` is not one of the possible, or there is too little data for one step.
         TrainingError: see `detector.training.train_decoupled`.
     """
@@ -119,33 +161,72 @@ def make_decoupled(
     device = best_device()
     backbone = bundle.backbone().to(device)
     torch.manual_seed(schedule.seed)
-    network = decouple(backbone, keep, terms.normalised).to(device)
+    example = torch.zeros(1, splits.train.spec.channels, splits.train.spec.height, splits.train.spec.width)
+    network = decouple(backbone, keep, terms.normalised, patterns, example.to(device)).to(device)
     checkpoints = folder / "checkpoint-network"
     run = {"stage": "network", "backbone": bundle.backbone_digest, **_data_facts(splits.train)}
     with _checkpointed(checkpoints):
         train_decoupled(network, backbone, splits, terms, keep, schedule, checkpoints, run, listen)
-    figures = DecoupledFigures(
-        backbone_accuracy=accuracy(backbone, splits.held_out),
-        gates=measure_gates(network, splits.held_out),
-        macs_left=_macs_left(network, splits.held_out),
-        path_length=sum(network.layers.values()),
-        images=len(splits.held_out),
-    )
-    training = {"schedule": asdict(schedule), "figures": asdict(figures), **_data_facts(splits.train)}
-    grown = add_network(bundle, folder, GatesInfo(keep, terms.normalised, objective), network.cpu(), training)
+    figures = _decoupled_figures(network, backbone, splits)
+    training = {
+        "command": command, "schedule": asdict(schedule), "figures": asdict(figures), **_data_facts(splits.train),
+    }  # fmt: skip
+    gates = GatesInfo(keep, terms.normalised, objective, tuple(patterns))
+    grown = add_network(bundle, folder, gates, network.cpu(), training)
+    write_card(grown)
     shutil.rmtree(checkpoints)
     return grown, figures
 
 
+def _fresh_backbone(name: str, images: ImageSet) -> nn.Module:
+    """The named network, once it is known to take the images and to answer with their classes."""
+    spec, classes = images.spec, len(images.class_names)
+    network = build_network(name, spec.channels, classes, trusted=name)
+    try:
+        with torch.no_grad():
+            answer = network.eval()(torch.zeros(2, spec.channels, spec.height, spec.width))
+    except Exception as error:  # a user's own code may fail in any way
+        reason = " ".join(str(error).split())[:200]
+        raise RequestError(
+            f"expected a network for images of {spec}, got {name}, which fails on them: {reason}"
+        ) from None
+    if not isinstance(answer, torch.Tensor) or answer.shape != (2, classes):
+        shape = tuple(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
+        raise RequestError(f"expected logits of shape (2, {classes}) for two images, got {shape} from {name}")
+    return network
+
+
+def _begin(
+    name: str, network: nn.Module, splits: Splits, folder: Path, resize: bool, made: Mapping[str, object]
+) -> tuple[Bundle, BackboneFigures]:
+    figures = BackboneFigures(accuracy(network, splits.held_out), len(splits.held_out))
+    images = splits.train
+    info = NetworkInfo(name, images.class_names, replace(images.spec, resize=resize), images.name, images.digest)
+    training = {**made, "figures": asdict(figures), **_data_facts(images)}
+    bundle = begin_bundle(folder, info, network.cpu(), training)
+    write_card(bundle)
+    return bundle, figures
+
+
+def _decoupled_figures(network: GatedNet, backbone: nn.Module, splits: Splits) -> DecoupledFigures:
+    held_out, readers = splits.held_out, splits.train.first(READER_IMAGES)
+    spec = held_out.spec
+    path = PathEncoding.stacked([evidence.path for evidence in encode_set(network, held_out)])
+    fitted = PathEncoding.stacked([evidence.path for evidence in encode_set(network, readers)])
+    cost = cost_of(network, torch.zeros(1, spec.channels, spec.height, spec.width, device=device_of(network)))
+    return DecoupledFigures(
+        backbone_accuracy=accuracy(backbone, held_out),
+        gates=measure_gates(network, held_out),
+        macs_left=float(cost.of(path).mean() / cost.dense),
+        path_length=sum(network.layers.values()),
+        distinct_paths=distinct_paths(path),
+        images=len(held_out),
+        layers=tuple(layer_figures(fitted, readers.labels, path, held_out.labels)),
+    )
+
+
 def _data_facts(images: ImageSet) -> dict[str, object]:
     return {"data": images.name, "data_digest": images.digest, "training_images": len(images)}
-
-
-def _macs_left(network: GatedNet, images: ImageSet) -> float:
-    spec = images.spec
-    cost = cost_of(network, torch.zeros(1, spec.channels, spec.height, spec.width, device=device_of(network)))
-    per_image = np.concatenate([cost.of(evidence.path) for evidence in encode_set(network, images)])
-    return float(per_image.mean() / cost.dense)
 
 
 def check_fits(bundle: Bundle, images: ImageSet) -> None:
@@ -171,10 +252,19 @@ def check_fits(bundle: Bundle, images: ImageSet) -> None:
         )
 
 
+def _check_new(folder: Path) -> None:
+    if (folder / MANIFEST).exists():
+        raise ArtifactError(f"expected a folder without a bundle, got {folder} with a finished one; give another --out")
+
+
 def _check_enough(images: ImageSet, schedule: Schedule) -> None:
     schedule.check()
     if len(images) < schedule.batch:
         raise RequestError(f"expected at least one batch of {schedule.batch} training images, got {len(images)}")
+    counts = np.bincount(images.labels, minlength=len(images.class_names))
+    empty = [name for name, count in zip(images.class_names, counts, strict=True) if count == 0]
+    if empty:
+        raise DataError(f"expected training images of every class, got none of {', '.join(empty)}")
 
 
 @contextmanager

@@ -52,7 +52,7 @@ def test_from_a_folder_of_photos_to_a_verdict_over_the_wire(photos, tmp_path, ca
 
     few = ("--epochs", 6, "--batch", 64, "--no-flip")
     (backbone,) = rows("train", "--data", f"folder:{photos}", "--network", "resnet8", "--out", bundle, *few)
-    (decoupled,) = rows("decouple", "--bundle", bundle, "--keep", 0.7, *few)
+    (decoupled,) = rows("decouple", "--network", bundle, "--keep", 0.7, *few)
     (attack,) = rows("attack", "--bundle", bundle, "--out", attacks, "--recipes", "fgsm")
     rows("fit", "--bundle", bundle, "--attacks", attacks)
     judged = rows("evaluate", "--bundle", bundle, "--attacks", attacks, "--each-feature")

@@ -1,22 +1,28 @@
 """`pathguard train` and `pathguard decouple`: the stages of a bundle that make its network."""
 
+import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pathguard.commands.options import BundleDir, Data, DataDir, ImageSize, Json, Seed, splits_of
+from pathguard.commands.options import Data, DataDir, ImageSize, Json, Seed, splits_of
 from pathguard.progress import training_bar
 from pathguard.tables import row_of, show
+
+if TYPE_CHECKING:
+    from detector.bundle import Bundle
+    from detector.stages import DecoupledFigures
+
+NAMES = "resnet8, resnet14, resnet20, resnet56, vggnet, googlenet, resnet18, or package.module:function of your own"
 
 
 def train(
     out: Annotated[Path, typer.Option(help="Folder of the new bundle.")],
     data: Data = "cifar10",
-    network: Annotated[
-        str, typer.Option(help="resnet8, resnet14, resnet20, resnet56, vggnet, googlenet or resnet18.")
-    ] = "resnet20",
+    network: Annotated[str, typer.Option(help=f"One of {NAMES}.")] = "resnet20",
     epochs: Annotated[int, typer.Option(help="Passes over the training images.", min=1)] = 40,
     batch: Annotated[int, typer.Option(help="Images per step.", min=2)] = 128,
     learning_rate: Annotated[float, typer.Option(help="Its peak.")] = 0.15,
@@ -37,14 +43,28 @@ def train(
     splits = replace(splits, train=splits.train.first(limit))
     schedule = Schedule(epochs, batch, learning_rate, flip=flip, seed=seed, cycles=cycles)
     with training_bar(f"train {network}") as listen:
-        _, figures = make_backbone(network, splits, schedule, out, listen, resize)
+        _, figures = make_backbone(network, splits, schedule, out, listen, resize, _command())
     show(f"backbone {network} in {out}", [row_of(figures)], json_)
 
 
 def decouple(
-    bundle: BundleDir,
+    network: Annotated[
+        str, typer.Option(help=f"Folder of a backbone that `pathguard train` made; or, with --weights: {NAMES}.")
+    ],
     keep: Annotated[float, typer.Option(help="Share of filters to keep open, in (0, 1].")] = 0.7,
-    out: Annotated[Path | None, typer.Option(help="Folder of the grown bundle; by default the bundle itself.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the grown bundle; by default that of the backbone itself.")
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Trained weights for the named network, safetensors; needs --data and --out.")
+    ] = None,
+    pixel_mean: Annotated[
+        str | None, typer.Option(help="Mean of the pixels in [0, 1] that --weights were trained with: 0.5,0.5,0.5.")
+    ] = None,
+    pixel_std: Annotated[str | None, typer.Option(help="Standard deviation of those pixels.")] = None,
+    gate: Annotated[
+        str, typer.Option(help="Gate only convolutions with such names, by commas, with * and ?; else all that can be.")
+    ] = "",
     objective: Annotated[str, typer.Option(help="Loss: pathguard, or li2020 as published.")] = "pathguard",
     epochs: Annotated[int, typer.Option(help="Passes over the training images.", min=1)] = 16,
     batch: Annotated[int, typer.Option(help="Images per step.", min=2)] = 128,
@@ -52,19 +72,76 @@ def decouple(
     flip: Annotated[bool, typer.Option(help="Mirror half of the training images.")] = True,
     limit: Annotated[int | None, typer.Option(help="Train on the first N images only.", min=1)] = None,
     seed: Seed = 0,
+    data: Annotated[
+        str | None, typer.Option(help="Data set; by default the one that the backbone was trained on.")
+    ] = None,
     data_dir: DataDir = None,
     image_size: ImageSize = None,
+    trust: Annotated[
+        str | None, typer.Option(help="package.module:function that built the backbone and whose code may run.")
+    ] = None,
     json_: Json = False,
 ) -> None:
-    """Put gates into the backbone and train them: the second stage. Run again to go on after an interruption."""
+    """Put gates into a backbone and train them: the second stage. Run again to go on after an interruption."""
     from detector.bundle import Bundle
     from detector.schedule import Schedule
     from detector.stages import make_decoupled
 
-    opened = Bundle(bundle)
-    splits = splits_of(opened.manifest.network.data, data_dir, image_size)
+    if weights is not None:
+        opened = _brought(network, weights, data, data_dir, image_size, out, pixel_mean, pixel_std)
+    else:
+        opened = Bundle(Path(network), trust)
+    splits = splits_of(data or opened.manifest.network.data, data_dir, image_size)
     splits = replace(splits, train=splits.train.first(limit))
     schedule = Schedule(epochs, batch, learning_rate, flip=flip, seed=seed)
+    patterns = tuple(pattern.strip() for pattern in gate.split(",") if pattern.strip())
+    folder = out or opened.folder
     with training_bar("decouple") as listen:
-        grown, figures = make_decoupled(opened, splits, keep, objective, schedule, out or bundle, listen)
-    show(f"decoupled network in {grown.folder}", [row_of(figures)], json_)
+        grown, figures = make_decoupled(opened, splits, keep, objective, schedule, folder, listen, patterns, _command())
+    _show_decoupled(grown, figures, json_)
+
+
+def _brought(
+    network: str, weights: Path, data: str | None, data_dir: Path | None, image_size: int | None, out: Path | None,
+    pixel_mean: str | None, pixel_std: str | None,
+) -> "Bundle":  # fmt: skip
+    """The backbone of `weights` as a bundle in `out`, which an interrupted run may have begun already."""
+    from detector.bundle import MANIFEST, Bundle
+    from detector.stages import bring_backbone
+
+    if data is None or out is None:
+        raise typer.BadParameter("expected --data and --out beside --weights")
+    if (pixel_mean is None) != (pixel_std is None):
+        raise typer.BadParameter("expected both --pixel-mean and --pixel-std, or neither")
+    trusted = network if ":" in network else None
+    if (out / MANIFEST).exists():
+        return Bundle(out, trusted)
+    splits = splits_of(data, data_dir, image_size)
+    mean, std = (_numbers(text) if text is not None else None for text in (pixel_mean, pixel_std))
+    bundle, _ = bring_backbone(network, weights, splits, out, mean, std, command=_command())
+    return bundle
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"expected numbers by commas, got {text!r}") from None
+
+
+def _show_decoupled(bundle: "Bundle", figures: "DecoupledFigures", json_: bool) -> None:
+    row = row_of(figures)
+    del row["layers"]
+    if json_:
+        show("", [{**row, "layers": [row_of(layer) for layer in figures.layers]}], as_json=True)
+        return
+    show(
+        f"gated layers on {figures.images} test images (information in nats, at least)",
+        [row_of(layer) for layer in figures.layers],
+    )
+    show(f"decoupled network in {bundle.folder}", [row])
+
+
+def _command() -> str:
+    """What the user typed, for the model card."""
+    return shlex.join(["pathguard", *sys.argv[1:]])

@@ -1,12 +1,15 @@
+import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from detector.bundle import Bundle
 from detector.errors import ArtifactError, DataError, RequestError, TrainingError
+from detector.model_card import JSON, MARKDOWN
 from detector.schedule import Schedule
-from detector.stages import make_backbone, make_decoupled
+from detector.stages import bring_backbone, make_backbone, make_decoupled
 
 SCHEDULE = Schedule(epochs=2, batch=64, learning_rate=0.05, flip=False)
 
@@ -26,7 +29,7 @@ def test_a_bundle_grows_from_backbone_to_decoupled_network(digits, tmp_path):
     assert grown.manifest.network.spec.resize
     assert torch.equal(grown.backbone().linear.weight, bundle.backbone().linear.weight)
     assert sorted(path.name.split("-")[0] for path in (tmp_path / "gated").iterdir()) == [
-        "backbone", "manifest.json", "network",
+        "MODEL_CARD.md", "backbone", "manifest.json", "model_card.json", "network",
     ]  # fmt: skip
     assert Bundle(tmp_path / "plain").manifest.gates is None
 
@@ -101,3 +104,72 @@ def test_a_folder_that_cannot_be_written_is_told_in_one_line(digits, tmp_path):
 
     with pytest.raises(TrainingError, match="expected to write .*checkpoint-backbone, got: .*Not a directory"):
         make_backbone("resnet8", digits, SCHEDULE, tmp_path / "file", ignore)
+
+
+def test_a_backbone_trained_elsewhere_is_brought_and_decoupled(digits, tmp_path):
+    trained, figures = make_backbone("resnet8", digits, SCHEDULE, tmp_path / "trained", ignore)
+    weights = next((tmp_path / "trained").glob("backbone-*.safetensors"))
+
+    bundle, brought = bring_backbone("resnet8", weights, digits, tmp_path / "brought")
+
+    assert brought == figures
+    assert bundle.manifest.parts == trained.manifest.parts
+    make_decoupled(bundle, digits, 0.7, "pathguard", SCHEDULE, tmp_path / "brought", ignore)
+    with pytest.raises(ArtifactError, match="got .* with a finished one; give another --out"):
+        bring_backbone("resnet8", weights, digits, tmp_path / "brought")
+
+
+def test_only_named_convolutions_are_gated_also_when_the_bundle_is_opened_again(digits, tmp_path):
+    bundle, _ = make_backbone("resnet8", digits, SCHEDULE, tmp_path, ignore)
+
+    grown, figures = make_decoupled(
+        bundle, digits, 0.7, "pathguard", SCHEDULE, tmp_path, ignore, patterns=("layer[23].*", "*.0.conv1")
+    )
+
+    assert [row.layer for row in figures.layers] == [
+        "layer1.0.conv1", "layer2.0.conv1", "layer2.0.conv2", "layer3.0.conv1", "layer3.0.conv2",
+    ]  # fmt: skip
+    assert list(Bundle(tmp_path).network().layers) == [row.layer for row in figures.layers]
+    assert grown.network_digest == Bundle(tmp_path).network_digest
+
+
+def test_the_card_says_how_each_stage_was_made_and_how_each_layer_does(digits, tmp_path):
+    bundle, _ = make_backbone("resnet8", digits, SCHEDULE, tmp_path, ignore, command="pathguard train --seed 0")
+    _, figures = make_decoupled(
+        bundle, digits, 0.7, "pathguard", SCHEDULE, tmp_path, ignore, command="pathguard decouple --keep 0.7"
+    )
+
+    text, facts = (tmp_path / MARKDOWN).read_text(), json.loads((tmp_path / JSON).read_text())
+
+    assert facts["stages"]["network"]["command"] == "pathguard decouple --keep 0.7"
+    assert facts["stages"]["network"]["figures"]["layers"][0]["layer"] == "layer1.0.conv1"
+    assert facts["stages"]["network"]["figures"]["distinct_paths"] == figures.distinct_paths > 1
+    assert facts["gates"]["keep"] == 0.7
+    for told in ("pathguard train --seed 0", "| layer3.0.conv2 | 64 |", "one of 10 classes: 0, 1, 2", "70% were asked"):
+        assert told in text
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("answers:fives", r"expected logits of shape \(2, 10\) for two images, got \(2, 5\) from answers:fives"),
+        ("answers:coloured", "expected a network for images of 8 x 8 grey, got answers:coloured, which fails on them"),
+    ],
+)
+def test_a_network_that_does_not_fit_the_data_is_refused(digits, tmp_path, monkeypatch, name, message):
+    (tmp_path / "answers.py").write_text(
+        "from torch import nn\n"
+        "def fives(channels, classes): return nn.Sequential(nn.Flatten(), nn.Linear(64, 5))\n"
+        "def coloured(channels, classes): return nn.Conv2d(3, classes, 8)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+    with pytest.raises(RequestError, match=message):
+        make_backbone(name, digits, SCHEDULE, tmp_path / "bundle", ignore)
+
+
+def test_a_class_without_images_is_named(digits, tmp_path):
+    without_threes = replace(digits, train=digits.train.subset(np.flatnonzero(digits.train.labels != 3)))
+
+    with pytest.raises(DataError, match="expected training images of every class, got none of 3"):
+        make_backbone("resnet8", without_threes, SCHEDULE, tmp_path, ignore)

@@ -49,7 +49,7 @@ def test_the_version_and_every_command_with_its_defaults_are_told(run):
     [
         (("train", "--data", "mnist", "--out", "x"), "expected a data set of fashion-mnist, cifar10 or folder:PATH;"),
         (("train", "--data", "folder:nowhere", "--out", "x"), "got no folder nowhere"),
-        (("decouple", "--bundle", "nowhere"), "expected a bundle in nowhere, got no manifest.json"),
+        (("decouple", "--network", "nowhere"), "expected a bundle in nowhere, got no manifest.json"),
         (("attack", "--bundle", "nowhere", "--out", "x", "--recipes", "magic"), "expected attacks of fgsm, pgd,"),
         (("fit", "--bundle", "nowhere", "--attacks", "x"), "expected a bundle in nowhere"),
         (("serve", "--bundle", "nowhere"), "expected a bundle in nowhere"),
