@@ -52,7 +52,7 @@ def main(
             pixels = np.random.default_rng(0).integers(0, 256, (batch, 32, 32, 3), dtype=np.uint8)
             repetitions = max(5, (300 if quick else 2000) // batch) // (4 if name == "resnet56" else 1) + 5
             calls = (_ours(detector, pixels), _plain(plain, pixels), _plain(folded, pixels))
-            ours, theirs, theirs_folded = _interleaved(calls, repetitions)
+            ours, theirs, theirs_folded = interleaved(calls, repetitions)
             held = bar if name == "resnet20" else None
             rows += [
                 Row(
@@ -95,8 +95,8 @@ def _plain(backbone: torch.nn.Module, pixels: Pixels) -> Callable[[], object]:
     return forward
 
 
-def _interleaved(calls: Sequence[Callable[[], object]], repetitions: int) -> list[float]:
-    """Median seconds of each."""
+def interleaved(calls: Sequence[Callable[[], object]], repetitions: int) -> list[float]:
+    """Median seconds of each call."""
     taken: list[list[float]] = [[] for _ in calls]
     for repetition in range(repetitions + 3):
         for call, times in zip(calls, taken, strict=True):

@@ -1,0 +1,323 @@
+"""What decoupling costs and gives, on CIFAR-10: the ablation of the objective, the bars, and the speed of the gates.
+
+    python -m benchmarks.decoupling --data-dir DIR [--work DIR] [--only ROW,ROW] [--quick] [--json FILE]
+
+Every trained network is kept in the work folder: the same command goes on where an earlier one stopped, and a
+finished row is only measured again. All rows start from the backbone of seed 0. An ablation row is one seed and ten
+epochs; the default is trained with the full schedule for three seeds, each from a backbone of its own seed. Networks
+are chosen on validation images; every figure is of the test images.
+"""
+
+import json as jsonlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.fx.experimental.optimization import fuse
+
+from attacks.craft import craft
+from attacks.recipes import RECIPES
+from attacks.selection import rightly_classified
+from benchmarks.masks import RandomMask, StaticMask, put_masks
+from benchmarks.onnx_sessions import WithGateLogits, onnx_call
+from benchmarks.overhead import interleaved
+from benchmarks.report import Row, machine, print_rows, write_rows
+from detector.batches import best_device, device_of, to_pixels, to_tensor
+from detector.bundle import MANIFEST, Bundle
+from detector.datasets import Splits, load_splits
+from detector.decouple import GatedNet, decouple
+from detector.encoder import encode, encode_set
+from detector.files import write_whole
+from detector.folding import fold_normalisation
+from detector.losses import OBJECTIVES, Objective
+from detector.macs import cost_of
+from detector.networks import build_network
+from detector.path_encoding import PathEncoding
+from detector.path_statistics import distinct_paths, flipped_bits, layer_figures
+from detector.schedule import Schedule
+from detector.stages import READER_IMAGES, make_backbone, make_decoupled
+from detector.training import accuracy, train_decoupled
+from pathguard.progress import training_bar
+from pathguard.tables import show
+
+DEFAULT = OBJECTIVES["pathguard"]
+BACKBONE = Schedule(epochs=60, learning_rate=0.15, cycles=2)
+DECOUPLED = Schedule(epochs=16, learning_rate=0.05)
+ABLATION = replace(DECOUPLED, epochs=10)
+SEEDS = (0, 1, 2)
+FLIP_IMAGES = {"fgsm": 500, "cw": 200}
+
+# Cross-entropy alone; each term beside it (with sparsity, or the share to keep would be left to chance); all together.
+OBJECTIVES_OF_ROWS: Mapping[str, Objective] = {
+    "none": Objective(),
+    "sparsity": Objective(sparsity=DEFAULT.sparsity),
+    "label": Objective(sparsity=DEFAULT.sparsity, label_information=0.01),
+    "input": Objective(sparsity=DEFAULT.sparsity, input_information=DEFAULT.input_information),
+    "copied": Objective(sparsity=DEFAULT.sparsity, copied_information=0.5),
+    "alignment": Objective(sparsity=DEFAULT.sparsity, alignment=1.0),
+    "distillation": Objective(sparsity=DEFAULT.sparsity, distillation=DEFAULT.distillation),
+    "all": replace(DEFAULT, label_information=0.01, copied_information=0.5, alignment=1.0),
+    "pathguard": DEFAULT,
+    "li2020": OBJECTIVES["li2020"],
+}
+MASKS: Mapping[str, Callable[[GatedNet, nn.Module, float], list[nn.Module]]] = {
+    "static": lambda network, _, keep: [StaticMask(scale, keep) for scale in _scales(network)],
+    "random": lambda network, _, keep: [RandomMask(width, keep) for width in network.layers.values()],
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One decoupled network on all test images.
+
+    Attributes:
+        row: of the ablation, or the name of the network and its seed.
+        accuracy: share of right labels, in [0, 1].
+        lost: the backbone's accuracy less that, in points of a hundred.
+        keep: mean share of open filters.
+        macs_left: mean multiply-accumulates of an image's path, gates included, as a share of the backbone's.
+        input_dependent: share of filters open for 1 % to 99 % of the images.
+        distinct: different paths among the test images.
+        information: of the layer that tells most of the class, at least, in nats.
+        flipped_fgsm: mean bits flipped by FGSM at 8/255 where it succeeds.
+        flipped_cw: the same by C&W.
+        cw_over_noise: bits flipped by C&W over bits flipped by noise of the same L2 norm; NaN where neither flips any.
+        minutes: of training; NaN where it was interrupted.
+    """
+
+    row: str
+    accuracy: float
+    lost: float
+    keep: float
+    macs_left: float
+    input_dependent: float
+    distinct: int
+    information: float
+    flipped_fgsm: float
+    flipped_cw: float
+    cw_over_noise: float
+    minutes: float
+
+
+def main(
+    data_dir: Annotated[Path | None, typer.Option(help="Where CIFAR-10 lies; else cache or download.")] = None,
+    work: Annotated[Path, typer.Option(help="Folder of trained networks, kept between runs.")] = Path(
+        "runs/decoupling"
+    ),
+    only: Annotated[str, typer.Option(help="Rows by commas: ablation, seeds, resnet56, speed, or one name.")] = "",
+    threads: Annotated[int, typer.Option(help="Threads of torch.", min=1)] = 1,
+    quick: Annotated[bool, typer.Option(help="Under a minute: the speed of the gates, and nothing trained.")] = False,
+    json: Annotated[Path | None, typer.Option(help="File for the rows {figure, value, bar, met}.")] = None,
+) -> None:
+    """Train what is missing, measure and print."""
+    torch.set_num_threads(threads)
+    wanted = {name.strip() for name in only.split(",") if name.strip()}
+    trials: list[Trial] = []
+    if not quick:
+        splits = load_splits("cifar10", data_dir)
+        for name in (*OBJECTIVES_OF_ROWS, *MASKS):
+            if not wanted or wanted & {"ablation", name}:
+                trials.append(_ablated(name, splits, work))
+        for seed in SEEDS:
+            if not wanted or wanted & {"seeds", f"seed{seed}"}:
+                trials.append(_default("resnet20", 0.7, seed, splits, work))
+        if not wanted or "resnet56" in wanted:
+            trials.append(_default("resnet56", 0.6, 0, splits, work))
+    rows = [*_bars(trials), *_speed(quick)]
+    if trials:
+        show(f"CIFAR-10, 10,000 test images; {machine()}", [asdict(trial) for trial in trials])
+    print_rows("bars", rows)
+    if json is not None:
+        write_rows(json, rows)
+
+
+def _ablated(name: str, splits: Splits, work: Path, keep: float = 0.7) -> Trial:
+    """One row of the ablation, trained unless it is there."""
+    bundle = _backbone("resnet20", 0, splits, work)
+    backbone = bundle.backbone().to(best_device())
+    folder = work / "ablation" / name
+    weights, facts = folder / "network.safetensors", folder / "facts.json"
+    objective = OBJECTIVES_OF_ROWS.get(name, Objective(distillation=DEFAULT.distillation))
+    torch.manual_seed(ABLATION.seed)
+    network = decouple(backbone, keep, objective.normalised)
+    if name in MASKS:
+        put_masks(network, MASKS[name](network, backbone, keep))
+    network.to(best_device())
+    if weights.exists():
+        network.load_state_dict(load_file(weights))
+    else:
+        began = time.monotonic()
+        run = {"row": name, "backbone": bundle.backbone_digest}
+        with training_bar(f"{name}") as listen:
+            train_decoupled(network, backbone, splits, objective, keep, ABLATION, folder, run, listen)
+        write_whole(facts, jsonlib.dumps({"minutes": (time.monotonic() - began) / 60}).encode())
+        save_file({key: value.contiguous() for key, value in network.state_dict().items()}, weights)
+    minutes = float(jsonlib.loads(facts.read_text())["minutes"])
+    return _measured(name, network.eval(), backbone, splits, minutes, folder)
+
+
+def _default(name: str, keep: float, seed: int, splits: Splits, work: Path) -> Trial:
+    """The default objective with the full schedule, trained unless it is there."""
+    bundle = _backbone(name, seed, splits, work)
+    folder = work / f"{name}-seed{seed}" / f"keep{keep:g}"
+    facts = folder / "minutes.json"
+    if not (folder / MANIFEST).exists():
+        began = time.monotonic()
+        with training_bar(f"decouple {name} seed {seed}") as listen:
+            make_decoupled(bundle, splits, keep, "pathguard", replace(DECOUPLED, seed=seed), folder, listen)
+        write_whole(facts, jsonlib.dumps({"minutes": (time.monotonic() - began) / 60}).encode())
+    grown = Bundle(folder)
+    minutes = float(jsonlib.loads(facts.read_text())["minutes"]) if facts.exists() else float("nan")
+    device = best_device()
+    network, backbone = grown.network().to(device), grown.backbone().to(device)
+    return _measured(f"{name} keep {keep:g} seed {seed}", network, backbone, splits, minutes, folder)
+
+
+def _backbone(name: str, seed: int, splits: Splits, work: Path) -> Bundle:
+    folder = work / f"{name}-seed{seed}" / "backbone"
+    if not (folder / MANIFEST).exists():
+        with training_bar(f"train {name} seed {seed}") as listen:
+            make_backbone(name, splits, replace(BACKBONE, seed=seed), folder, listen)
+    return Bundle(folder)
+
+
+def _measured(row: str, network: GatedNet, backbone: nn.Module, splits: Splits, minutes: float, folder: Path) -> Trial:
+    """The trial's figures, from the folder where they were measured before."""
+    known = folder / "trial.json"
+    if known.exists():
+        return Trial(**jsonlib.loads(known.read_text()))
+    test, readers = splits.held_out, splits.train.first(READER_IMAGES)
+    device = device_of(network)
+    evidence = list(encode_set(network, test))
+    path = PathEncoding.stacked([part.path for part in evidence])
+    right = np.concatenate([part.class_logits.argmax(axis=1) for part in evidence]) == test.labels
+    fitted = PathEncoding.stacked([part.path for part in encode_set(network, readers)])
+    layers = layer_figures(fitted, readers.labels, path, test.labels)
+    cost = cost_of(network, torch.zeros(1, 3, 32, 32, device=device))
+    share = path.bits.mean(axis=0)
+    fgsm, _ = _flips(network, splits, "fgsm")
+    cw, noise = _flips(network, splits, "cw")
+    trial = Trial(
+        row=row,
+        accuracy=float(right.mean()),
+        lost=100 * (accuracy(backbone, test) - float(right.mean())),
+        keep=float(path.bits.mean()),
+        macs_left=float(cost.of(path).mean() / cost.dense),
+        input_dependent=float(((share >= 0.01) & (share <= 0.99)).mean()),
+        distinct=distinct_paths(path),
+        information=max(layer.information for layer in layers),
+        flipped_fgsm=fgsm,
+        flipped_cw=cw,
+        cw_over_noise=cw / noise if noise else float("nan"),
+        minutes=minutes,
+    )
+    write_whole(known, jsonlib.dumps(asdict(trial)).encode())
+    return trial
+
+
+def _flips(network: GatedNet, splits: Splits, recipe: str) -> tuple[float, float]:
+    """Mean bits flipped by a successful attack, and by Gaussian noise of the same L2 norm on the same images."""
+    images = splits.held_out.subset(rightly_classified(network, splits.held_out)[: FLIP_IMAGES[recipe]])
+    device = device_of(network)
+    clean = to_tensor(images.pixels(slice(None)), device)
+    crafted = craft(RECIPES[recipe], network, clean, torch.from_numpy(images.labels).to(device), seed=0)
+    fooled = torch.from_numpy(crafted.fooled)
+    if not fooled.any():
+        return float("nan"), float("nan")
+    clean, attacked = clean[fooled], to_tensor(crafted.pixels[crafted.fooled], device)
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0)).to(device)
+    length = torch.from_numpy(crafted.l2[crafted.fooled]).to(device)[:, None, None, None]
+    noise *= length / noise.flatten(1).norm(dim=1)[:, None, None, None]
+    noisy = to_tensor(to_pixels((clean + noise).clamp(0, 1)), device)
+    before, after, with_noise = (encode(network.eval(), pixels).path for pixels in (clean, attacked, noisy))
+    return float(flipped_bits(before, after).mean()), float(flipped_bits(before, with_noise).mean())
+
+
+def _bars(trials: Sequence[Trial]) -> list[Row]:
+    seeds = [trial for trial in trials if trial.row.startswith("resnet20 keep 0.7")]
+    large = [trial for trial in trials if trial.row.startswith("resnet56")]
+    whole = seeds if len(seeds) == len(SEEDS) else []
+
+    def mean(values: Sequence[float]) -> float | None:
+        return float(np.mean(values)) if len(values) else None
+
+    return [
+        Row(
+            figure="ResNet-20 backbone, accuracy, %",
+            value=mean([100 * t.accuracy + t.lost for t in whole]), bar=91.4, at_most=False,
+        ),
+        Row(figure="accuracy lost, ResNet-20, keep 0.7, points", value=mean([t.lost for t in whole]), bar=1.0),
+        Row(figure="accuracy lost, ResNet-56, keep 0.6, points", value=mean([t.lost for t in large]), bar=0.7),
+        Row(
+            figure="share of open filters off 0.7, largest of the seeds",
+            value=max(abs(t.keep - 0.7) for t in whole) if whole else None, bar=0.02,
+        ),
+        Row(
+            figure="input-dependent gates, %", value=mean([100 * t.input_dependent for t in whole]), bar=90,
+            at_most=False,
+        ),
+        Row(
+            figure="distinct paths among 10,000 images", value=mean([t.distinct for t in whole]), bar=9900,
+            at_most=False,
+        ),
+        Row(
+            figure="information about the class, best layer, nats (at least)",
+            value=mean([t.information for t in whole]), bar=2.0, at_most=False,
+        ),
+        Row(
+            figure="bits flipped by C&W / by noise of the same norm", value=mean([t.cw_over_noise for t in whole]),
+            bar=3, at_most=False,
+        ),
+        Row(figure="MACs left at keep 0.7, share of the backbone's", value=mean([t.macs_left for t in whole]), bar=0.6),
+        Row(figure="decouple, ResNet-20, minutes", value=mean([t.minutes for t in whole]), bar=60),
+    ]  # fmt: skip
+
+
+def _speed(quick: bool) -> list[Row]:
+    """Masked forward pass with its gates over the plain one, one thread, fresh weights; ours is folded, as served."""
+    torch.manual_seed(0)
+    plain = build_network("resnet20", 3, 10).eval()
+    gated, folded = fold_normalisation(decouple(plain).eval()), fuse(plain)
+    rows = []
+    for batch, bar in ((1, 1.6), (32, 1.2)):
+        images = torch.rand(batch, 3, 32, 32)
+        repetitions = (200 if quick else 1000) // batch + 20
+        ours, theirs, theirs_folded = interleaved(
+            [_forward(network, images) for network in (gated, plain, folded)], repetitions
+        )
+        rows += [
+            Row(figure=f"forward with gates / plain, batch {batch}, torch eager", value=ours / theirs, bar=bar),
+            Row(figure=f"the same, plain folded too, batch {batch}", value=ours / theirs_folded),
+        ]
+    image = torch.rand(1, 3, 32, 32)
+    calls = [call for network in (WithGateLogits(gated), plain) if (call := onnx_call(network, image)) is not None]
+    ratio = None
+    if len(calls) == 2:
+        ours, theirs = interleaved(calls, 200 if quick else 1000)
+        ratio = ours / theirs
+    return [*rows, Row(figure="forward with gates / plain, batch 1, ONNX Runtime", value=ratio, bar=1.25)]
+
+
+def _forward(network: nn.Module, images: torch.Tensor) -> Callable[[], object]:
+    def call() -> object:
+        with torch.inference_mode():
+            return network(images)
+
+    return call
+
+
+def _scales(network: GatedNet) -> list[torch.Tensor]:
+    """The scale of the batch normalisation behind each gated convolution of our own ResNets."""
+    modules = dict(network.graph.named_modules())
+    return [modules[name.replace("conv", "bn")].weight.detach().clone() for name in network.layers]
+
+
+if __name__ == "__main__":
+    typer.run(main)
