@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from detector.datasets import Splits
 
 Data = Annotated[str, typer.Option(help="Data set: fashion-mnist, cifar10, or folder:PATH with a folder per class.")]
-DataDir = Annotated[Path | None, typer.Option(help="Where the files of a named data set lie; else cache or download.")]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(help="Where the files of a named data set lie; else cache or download.", envvar="PATHGUARD_DATA_DIR"),
+]
 ImageSize = Annotated[int | None, typer.Option(help="Resize the images of a folder to this height and width.", min=8)]
 BundleDir = Annotated[Path, typer.Option("--bundle", help="Folder of the bundle.", envvar="PATHGUARD_BUNDLE")]
 AttackDir = Annotated[Path, typer.Option("--attacks", help="Folder that `pathguard attack` wrote.")]

@@ -1,3 +1,5 @@
+import os
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -165,3 +167,21 @@ def test_only_an_epoch_without_noise_and_with_the_share_asked_for_is_chosen(digi
     figures = measure_gates(network, digits.validation)
     late = [f for epoch, f in seen if epoch >= 8 and abs(f["keep_ratio"] - 0.7) <= 0.02]
     assert figures.accuracy == pytest.approx(max(f["accuracy"] for f in late) if late else seen[-1][1]["accuracy"])
+
+
+def test_a_run_killed_at_any_moment_goes_on_to_the_same_weights(digits, tmp_path):
+    schedule = replace(SCHEDULE, epochs=3)
+    whole = trained(digits, tmp_path / "whole", schedule)
+    child = os.fork()
+    if child == 0:  # what follows the kill is never run: no handler, no clean-up
+        trained(
+            digits, tmp_path / "killed", schedule,
+            lambda progress: progress.step == 30 and os.kill(os.getpid(), signal.SIGKILL),
+        )  # fmt: skip
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+
+    resumed = trained(digits, tmp_path / "killed", schedule)
+
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    assert torch.equal(weights(whole), weights(resumed))
