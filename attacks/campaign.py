@@ -4,8 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from attacks.craft import craft
+from attacks.problem import Watcher
 from attacks.recipes import Recipe
 from attacks.selection import rightly_classified
 from attacks.store import AttackStore, ShardKey, ShardRecord
@@ -36,10 +38,12 @@ def run_attacks(
     recipes: Sequence[Recipe],
     store: AttackStore,
     listen: Callable[[Campaign], None],
+    backbone: nn.Module | None = None,
+    watcher: Watcher | None = None,
 ) -> None:
     """Attack the images of `splits` that `network` gets right, shard by shard, into `store`.
 
-    Only one shard is in memory at a time, and what a shard holds depends on the store's seed and on its own place
+    Only one shard is in memory at a time, and what becomes of an image depends on the store's seed and on its own id
     alone: an interrupted run goes on where it stopped and gives the same files.
 
     Args:
@@ -48,6 +52,8 @@ def run_attacks(
         recipes: the attacks.
         store: opened for writing.
         listen: called at the start and after every shard.
+        backbone: the plain network, for transfer attacks.
+        watcher: the detector, for attacks that know it.
 
     Raises:
         ArtifactError: the store holds attacks of the same name with other parameters.
@@ -58,7 +64,9 @@ def run_attacks(
     for name, images in right.items():
         if len(images) == 0:
             raise DataError(f"expected images that the network gets right in the split {name}, got none to attack")
-    store.plan({name: {recipe.name: len(images) for recipe in recipes} for name, images in right.items()})
+    store.plan(
+        {name: {recipe.name: len(images.first(recipe.images)) for recipe in recipes} for name, images in right.items()}
+    )
     finished = store.records()
     for recipe in recipes:
         other = [r for key, r in finished.items() if key.recipe == recipe.name and r.parameters != recipe.parameters]
@@ -69,7 +77,8 @@ def run_attacks(
             )
     total, missing = 0, []
     for recipe in recipes:
-        for name, images in right.items():
+        for name, every in right.items():
+            images = every.first(recipe.images)
             for start in range(0, len(images), size):
                 key, shard = ShardKey(name, recipe.name, start // size), images.subset(slice(start, start + size))
                 total += 1
@@ -81,7 +90,9 @@ def run_attacks(
     for recipe, key, shard in missing:
         pixels = to_tensor(shard.pixels(slice(None)), device_of(network))
         labels = torch.from_numpy(shard.labels).to(pixels.device)
-        crafted = craft(recipe, network, pixels, labels, seed=store.origin.seed * 1_000_003 + key.index)
+        crafted = craft(
+            recipe, network, pixels, labels, store.origin.seed, shard.ids, backbone=backbone, watcher=watcher
+        )
         record = store.add(key, shard.ids, shard.labels, crafted, recipe.parameters)
         done += 1
         listen(Campaign(done, total, record))

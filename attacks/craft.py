@@ -1,7 +1,8 @@
 """One recipe on one batch of images."""
 
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,10 +10,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from attacks.recipes import Recipe
-from detector.batches import to_pixels, to_tensor
+from attacks.draws import Draws, seed_of
+from attacks.problem import Problem, Victim, Watcher, margin_over_others, rounded
+from attacks.recipes import Recipe, TargetRule
+from detector.batches import to_pixels
+from detector.decouple import GatedNet
 from detector.errors import RequestError
 from detector.images import Pixels
+
+NO_TARGET = -1
+
+
+class ProbabilitiesWarning(UserWarning):
+    """The network gives probabilities, not logits: their gradients vanish where it is sure, and attacks look weak."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,63 +33,143 @@ class Crafted:
         pixels: `uint8`, `(images, height, width, channels)`.
         predicted: the network's label for them, `int64`, `(images,)`.
         fooled: whether that label is wrong, `(images,)`; measured after rounding.
+        reached: whether the attack's own goal is reached, `(images,)`: the target where there is one, unseen by the
+            detector where the attack knows it, else the same as `fooled`.
+        targets: the label that the attack was to reach, -1 where any wrong one would do, `int64`, `(images,)`.
         linf: largest change of a pixel, in [0, 1], `float32`, `(images,)`.
         l2: Euclidean length of the change, pixels in [0, 1], `float32`, `(images,)`.
         l1: sum of the changes, pixels in [0, 1], `float32`, `(images,)`.
         l0: number of changed values, `float32`, `(images,)`.
+        forwards: how often the attack sent the image through the network, `int64`, `(images,)`.
+        gradients: how often it went back, `int64`, `(images,)`.
+        seeds: of the image's random draws, `int64`, `(images,)`.
     """
 
     pixels: Pixels
     predicted: npt.NDArray[np.int64]
     fooled: npt.NDArray[np.bool_]
+    reached: npt.NDArray[np.bool_]
+    targets: npt.NDArray[np.int64]
     linf: npt.NDArray[np.float32]
     l2: npt.NDArray[np.float32]
     l1: npt.NDArray[np.float32]
     l0: npt.NDArray[np.float32]
+    forwards: npt.NDArray[np.int64]
+    gradients: npt.NDArray[np.int64]
+    seeds: npt.NDArray[np.int64]
 
 
-def craft(recipe: Recipe, network: nn.Module, images: Tensor, labels: Tensor, seed: int = 0) -> Crafted:
+def craft(
+    recipe: Recipe, network: nn.Module, images: Tensor, labels: Tensor, seed: int = 0,
+    ids: npt.NDArray[np.int64] | None = None, targets: Tensor | None = None, backbone: nn.Module | None = None,
+    watcher: Watcher | None = None,
+) -> Crafted:  # fmt: skip
     """Attack `images`, which `network` gets right.
 
-    Gradients pass the gates of a decoupled network straight through; its mode and the need for gradients of its
-    weights are as before when this returns or raises.
+    What becomes of an image depends on the image, the seed and its id, never on the rest of the batch. Modes and the
+    need for gradients of all weights are as before when this returns or raises.
 
     Args:
         recipe: the attack.
         network: images -> logits.
         images: in [0, 1], `(batch, channels, height, width)`.
         labels: the right labels, `(batch,)`.
-        seed: of the attack's random draws.
+        seed: with an image's id, the seed of its random draws.
+        ids: index of each image in its source, `(batch,)`; 0, 1, ... where None.
+        targets: labels to reach, `(batch,)`; None to choose them by the recipe's rule, if it has one.
+        backbone: the plain network, for recipes that work on it.
+        watcher: the detector, for attacks that know it.
 
     Raises:
-        RequestError: an image is not finite or leaves [0, 1], or a label is none of the network's classes.
+        RequestError: an image is not finite or leaves [0, 1], a label or target is none of the network's classes, a
+            target is the right label, the budget is larger than any change, or there is no backbone to work on.
     """
     images, labels = images.detach().contiguous(), labels.detach()
-    if not torch.isfinite(images).all() or images.min() < 0 or images.max() > 1:
-        raise RequestError(f"expected pixels in [0, 1], got {images.min().item():g} to {images.max().item():g}")
-    with _as_an_attacker_sees(network):
+    ids = np.arange(len(images)) if ids is None else ids
+    _check_images(recipe, images)
+    attacked_network = network
+    if recipe.source == "backbone":
+        if backbone is None:
+            raise RequestError(f"expected a plain backbone for {recipe.name} to work on, got none")
+        attacked_network = backbone
+    with _as_an_attacker_sees(network), _as_an_attacker_sees(attacked_network):
         with torch.no_grad():
-            classes = network(images[:1]).shape[1]
-        if labels.min() < 0 or labels.max() >= classes:
-            raise RequestError(f"expected labels from 0 to {classes - 1}, got {labels.min()} to {labels.max()}")
-        devices = [images.device] if images.is_cuda else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            attacked = recipe.against(network)(images, labels)
+            logits = torch.cat([attacked_network(part) for part in images.split(500)])
+        _check_labels("labels", labels, logits)
+        _warn_of_probabilities(logits)
+        if targets is None and recipe.target is not None:
+            targets = _targets_by(recipe.target, logits, labels, seed, ids)
+        if targets is not None:
+            _check_labels("targets", targets, logits)
+            if (targets == labels).any():
+                raise RequestError(
+                    f"expected targets that differ from the right labels, got {labels[targets == labels][0]}"
+                )
+        seeds = [seed_of(seed, int(index)) for index in ids]
+        victim = Victim(attacked_network, len(images))
+        problem = Problem(victim, images, labels, targets, Draws(seeds, images.device, images.dtype), ids, watcher)
+        frozen = recipe.gates == "frozen" and isinstance(attacked_network, GatedNet)
+        with attacked_network.frozen_gates() if frozen else nullcontext():
+            attacked = recipe.attack()(problem)
         pixels = to_pixels(attacked)
-        rounded = to_tensor(pixels, images.device)
+        final = rounded(attacked)
+        judged = Problem(Victim(network, len(images)), images, labels, targets, problem.draws, ids, watcher)
         with torch.no_grad():
-            predicted = network(rounded).argmax(dim=1)
-    change = (rounded - images).flatten(1)
+            predicted = torch.cat([network(part) for part in final.split(500)]).argmax(dim=1)
+            reached = torch.cat([judged.goal_of(final[rows], rows) for rows in judged.all_rows().split(500)])
+    change = (final - images).flatten(1)
     return Crafted(
         pixels=pixels,
         predicted=predicted.cpu().numpy(),
         fooled=(predicted != labels).cpu().numpy(),
-        linf=change.abs().amax(dim=1).cpu().numpy(),
-        l2=change.norm(dim=1).cpu().numpy(),
-        l1=change.abs().sum(dim=1).cpu().numpy(),
+        reached=reached.cpu().numpy(),
+        targets=np.full(len(images), NO_TARGET, np.int64) if targets is None else targets.cpu().numpy(),
+        linf=change.abs().amax(dim=1).float().cpu().numpy(),
+        l2=change.norm(dim=1).float().cpu().numpy(),
+        l1=change.abs().sum(dim=1).float().cpu().numpy(),
         l0=(change.abs() > 0.5 / 255).sum(dim=1).float().cpu().numpy(),
+        forwards=victim.forwards,
+        gradients=victim.gradients,
+        seeds=np.array(seeds, np.int64),
     )
+
+
+def _check_images(recipe: Recipe, images: Tensor) -> None:
+    if not torch.isfinite(images).all() or images.min() < 0 or images.max() > 1:
+        raise RequestError(f"expected pixels in [0, 1], got {images.min().item():g} to {images.max().item():g}")
+    values = images[0].numel() if len(images) else 0
+    largest = {"linf": 1.0, "l2": values**0.5}.get(recipe.norm or "", float(values))
+    if recipe.budget is not None and len(images) and recipe.budget > largest:
+        raise RequestError(
+            f"expected a budget of at most {largest:g} for {recipe.name} ({recipe.norm}) on images of {values} values, "
+            f"got {recipe.budget:g}"
+        )
+
+
+def _check_labels(what: str, labels: Tensor, logits: Tensor) -> None:
+    classes = logits.shape[1]
+    if len(labels) and (labels.min() < 0 or labels.max() >= classes):
+        raise RequestError(f"expected {what} from 0 to {classes - 1}, got {labels.min()} to {labels.max()}")
+
+
+def _warn_of_probabilities(logits: Tensor) -> None:
+    if len(logits) and (logits >= 0).all() and ((logits.sum(dim=1) - 1).abs() < 1e-4).all():
+        warnings.warn(
+            "expected logits, got probabilities (each row sums to 1): gradients vanish where the network is sure, and "
+            "attacks look weaker than they are",
+            ProbabilitiesWarning,
+            stacklevel=3,
+        )
+
+
+def _targets_by(rule: TargetRule, logits: Tensor, labels: Tensor, seed: int, ids: npt.NDArray[np.int64]) -> Tensor:
+    """A wrong label for each image; a random one depends on the seed and the image's id alone."""
+    if rule == "random":
+        others = logits.shape[1] - 1
+        steps = [1 + seed_of(seed, -1 - int(index)) % others for index in ids]
+        return (labels + torch.tensor(steps, device=labels.device)) % (others + 1)
+    wrong = logits.scatter(1, labels[:, None], float("-inf" if rule == "runner-up" else "inf"))
+    return wrong.argmax(dim=1) if rule == "runner-up" else wrong.argmin(dim=1)
 
 
 @contextmanager

@@ -1,21 +1,27 @@
 """Every attack, one line each: what it is called, what it may change, and how it is made.
 
-A new attack is a line in `RECIPES`; the tests run over the same table. torchattacks is imported in this package only.
+A new attack is a line in `RECIPES`; the tests run over the same table, and a user's TOML file starts from its lines.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import Literal, get_args
 
-import torch
-import torchattacks
-from torch import Tensor, nn
+from torch import Tensor
 
-from attacks.minimum_norm import CarliniWagner, DeepFool
+from attacks.methods.gradient import Ascent
+from attacks.methods.minimum_norm import CarliniWagner, DeepFool
+from attacks.problem import Problem
 from detector.errors import RequestError
 
-Norm = Literal["linf", "l2"]
-Attack = Callable[[Tensor, Tensor], Tensor]
+Norm = Literal["linf", "l2", "l1", "l0"]
+TargetRule = Literal["random", "runner-up", "least-likely"]
+Gates = Literal["straight-through", "frozen"]
+Source = Literal["decoupled", "backbone"]
+Setting = int | float | str | bool
+Attack = Callable[[Problem], Tensor]
+EPSILONS = (1, 2, 4, 8)  # / 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,59 +30,87 @@ class Recipe:
 
     Attributes:
         name: what commands and tables call it.
-        norm: in which norm the change is bounded or made small.
-        budget: largest change in that norm, pixels in [0, 1]; None for attacks that seek the smallest change.
-        make: network, budget (0 where there is none) and settings -> attack: images in [0, 1] and right labels ->
-            images.
-        settings: numbers beyond the budget, such as steps; stored with what was crafted.
+        norm: in which norm the change is bounded or made small; None for noise and corruptions, which aim at nothing.
+        budget: largest change in that norm, pixels in [0, 1] (for `l0`: changed values); None for attacks that seek
+            the smallest change.
+        make: budget (left out where there is none) and settings -> attack: problem -> images in [0, 1].
+        settings: what `make` takes beyond the budget, such as steps, JSON values; stored with what was crafted.
+        target: how the label to reach is chosen, from the network's logits; None where any wrong label will do.
+        gates: whether gradients pass the gates of a decoupled network straight through, or see none of them.
+        source: the network that the attack works on; what it makes is always judged on the decoupled one.
+        costly: whether it takes seconds for one image, so that suites run it on few.
+        images: attack at most this many images of each split; None for all. No parameter of the attack: a later run
+            may ask for more.
     """
 
     name: str
-    norm: Norm
+    norm: Norm | None
     budget: float | None
     make: Callable[..., Attack]
-    settings: Mapping[str, int] = field(default_factory=dict)
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+    target: TargetRule | None = None
+    gates: Gates = "straight-through"
+    source: Source = "decoupled"
+    costly: bool = False
+    images: int | None = None
 
-    def against(self, network: nn.Module) -> Attack:
-        """The attack on `network`, which takes images in [0, 1], `(batch, channels, height, width)`, to logits."""
-        return self.make(network, self.budget or 0.0, **self.settings)
+    def __post_init__(self) -> None:
+        for value, choices in ((self.target, (None, *get_args(TargetRule))), (self.gates, get_args(Gates)),
+                               (self.source, get_args(Source)), (self.norm, (None, *get_args(Norm)))):  # fmt: skip
+            if value not in choices:
+                known = ", ".join(str(choice) for choice in choices if choice)
+                raise RequestError(f"expected {known} in the attack {self.name}, got {value!r}")
+        if self.budget is not None and not 0 < self.budget <= (1 if self.norm == "linf" else float("inf")):
+            upper = " to 1 (for example 8/255)" if self.norm == "linf" else ""
+            raise RequestError(f"expected a budget above 0{upper} for the attack {self.name}, got {self.budget:g}")
+
+    def attack(self) -> Attack:
+        """The attack itself."""
+        return self.make(**self.settings) if self.budget is None else self.make(self.budget, **self.settings)
+
+    @property
+    def is_attack(self) -> bool:
+        """Whether it aims at fooling; noise and corruptions do not, and count as negatives."""
+        return self.norm is not None
 
     @property
     def parameters(self) -> dict[str, object]:
         """All that tells this attack from another, JSON values."""
-        return {"norm": self.norm, "budget": self.budget, **self.settings}
+        return {
+            "norm": self.norm, "budget": self.budget, "target": self.target, "gates": self.gates,
+            "source": self.source, **self.settings,
+        }  # fmt: skip
 
 
-def _pgd(network: nn.Module, eps: float, steps: int) -> Attack:
-    attack: Attack = torchattacks.PGD(network, eps=eps, alpha=eps / 4, steps=steps)
-    return attack
-
-
-def _square(network: nn.Module, eps: float, queries: int) -> Attack:
-    # torchattacks seeds Square by itself, always alike: hand it a draw of the crafting seed instead.
-    seed = int(torch.randint(2**31 - 1, ()))
-    attack: Attack = torchattacks.Square(network, eps=eps, n_queries=queries, seed=seed)
-    return attack
+def on_grid(recipe: Recipe) -> Iterator[Recipe]:
+    """`NAME-1`, `NAME-2`, `NAME-4` at these epsilons / 255, and `NAME` itself at 8 / 255."""
+    for epsilon in EPSILONS:
+        name = recipe.name if epsilon == 8 else f"{recipe.name}-{epsilon}"
+        yield replace(recipe, name=name, budget=epsilon / 255)
 
 
 RECIPES: Mapping[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
-        Recipe("fgsm", "linf", 8 / 255, lambda net, eps: torchattacks.FGSM(net, eps=eps)),
-        Recipe("pgd", "linf", 8 / 255, _pgd, {"steps": 10}),
-        Recipe("pgd-2", "linf", 2 / 255, _pgd, {"steps": 10}),
-        Recipe(
-            "pgd-l2", "l2", 0.5,
-            lambda net, eps, steps: torchattacks.PGDL2(net, eps=eps, alpha=eps / 4, steps=steps), {"steps": 10},
-        ),
-        Recipe(
-            "cw", "l2", None, lambda net, _, steps, searches: CarliniWagner(net, steps, searches),
-            {"steps": 100, "searches": 6},
-        ),
-        Recipe("deepfool", "l2", None, lambda net, _, steps: DeepFool(net, steps), {"steps": 30}),
-        Recipe("square", "linf", 8 / 255, _square, {"queries": 500}),
+        *on_grid(Recipe("fgsm", "linf", 8 / 255, lambda eps: Ascent("linf", eps, steps=1, step=1.0))),
+        *on_grid(Recipe("pgd", "linf", 8 / 255, lambda eps, **s: Ascent("linf", eps, start=True, **s), {"steps": 10})),
+        Recipe("pgd-l2", "l2", 0.5, lambda eps, **s: Ascent("l2", eps, start=True, **s), {"steps": 10}),
+        Recipe("cw", "l2", None, CarliniWagner, {"steps": 100, "searches": 6}),
+        Recipe("deepfool", "l2", None, DeepFool, {"steps": 30}),
     )
 }  # fmt: skip
+
+
+def budget_from(text: str | float) -> float:
+    """A budget as a person writes it: 0.03, or 8/255.
+
+    Raises:
+        RequestError: it is neither.
+    """
+    try:
+        return float(Fraction(text)) if isinstance(text, str) else float(text)
+    except (ValueError, ZeroDivisionError):
+        raise RequestError(f"expected a budget such as 0.03 or 8/255, got {text!r}") from None
 
 
 def recipes_named(names: str) -> list[Recipe]:

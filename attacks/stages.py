@@ -75,7 +75,7 @@ def make_attacks(
     attacked = {name: splits.named(name).first(limit) for name in attacked_splits}
     origin = Origin(bundle.network_digest, splits.train.name, seed, shard_images)
     with AttackStore.writing(folder, origin) as store:
-        run_attacks(network, attacked, recipes, store, listen)
+        run_attacks(network, attacked, recipes, store, listen, bundle.backbone().to(best_device()))
         return attack_figures(store, attacked_splits[-1])
 
 

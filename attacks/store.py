@@ -26,7 +26,7 @@ from attacks.craft import Crafted
 from detector.errors import ArtifactError, DataError
 from detector.files import sha256_of, write_whole
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,10 @@ PARAMETERS = {"norm": "linf", "budget": 0.03}
 def crafted(count, seed=0):
     chooser = np.random.default_rng(seed)
     size = chooser.random(count).astype(np.float32)
+    numbers, fooled = np.arange(count), np.arange(count) % 2 == 0
     return Crafted(
-        chooser.integers(0, 256, (count, 4, 4, 1), dtype=np.uint8), np.arange(count), np.arange(count) % 2 == 0,
-        size, size, size, size,
+        chooser.integers(0, 256, (count, 4, 4, 1), dtype=np.uint8), numbers, fooled, fooled, numbers,
+        size, size, size, size, numbers, numbers, numbers,
     )  # fmt: skip
 
 
@@ -165,7 +166,7 @@ def test_a_folder_without_attacks_names_the_command_that_makes_them(tmp_path):
     with pytest.raises(ArtifactError, match="expected a manifest of attacked images"):
         AttackStore(tmp_path)
     (tmp_path / "manifest.json").write_text(json.dumps({**vars_of(ORIGIN), "schema": 9}))
-    with pytest.raises(ArtifactError, match="expected attacked images of schema 1, got schema 9"):
+    with pytest.raises(ArtifactError, match="expected attacked images of schema 2, got schema 9"):
         AttackStore(tmp_path)
 
 

@@ -7,7 +7,9 @@ Moosavi-Dezfooli et al., "DeepFool", 2016.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from attacks.problem import Problem
 
 OVERSHOOTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 
@@ -19,27 +21,23 @@ class CarliniWagner:
     slope at black and white, and those are half of the pixels of some data sets.
     """
 
-    def __init__(
-        self, network: nn.Module, steps: int = 100, searches: int = 6, start: float = 0.5, learning_rate: float = 0.01
-    ) -> None:
-        """An attack on `network`.
+    def __init__(self, steps: int = 100, searches: int = 6, start: float = 0.5, learning_rate: float = 0.01) -> None:
+        """An attack.
 
         Args:
-            network: images in [0, 1] -> logits.
             steps: of Adam, for each constant.
             searches: constants tried for each image.
             start: first constant.
             learning_rate: of Adam, in pixels of [0, 1].
         """
-        self.network = network
         self.steps = steps
         self.searches = searches
         self.start = start
         self.learning_rate = learning_rate
 
-    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Images in [0, 1] and their right labels -> attacked images; an image that cannot be fooled comes back."""
-        count = len(images)
+    def __call__(self, problem: Problem) -> Tensor:
+        """The attacked images in [0, 1]; an image that cannot be fooled comes back as it is."""
+        images, rows, count = problem.images, problem.all_rows(), len(problem)
         constant = images.new_full((count,), self.start)
         low, high = torch.zeros_like(constant), torch.full_like(constant, float("inf"))
         best, best_distance = images.clone(), torch.full_like(constant, float("inf"))
@@ -49,7 +47,7 @@ class CarliniWagner:
             optimizer = torch.optim.Adam([point], lr=self.learning_rate)
             for _ in range(self.steps):
                 distance = (point - images).square().sum(dim=(1, 2, 3))
-                margin = margin_over_others(self.network(point), labels)
+                margin = problem.margin(problem.network(point, rows), rows)
                 with torch.no_grad():
                     better = (margin < 0) & (distance < best_distance)
                     best[better], best_distance[better] = point.detach()[better], distance[better]
@@ -62,38 +60,37 @@ class CarliniWagner:
             high = torch.where(fooled_now, torch.minimum(high, constant), high)
             low = torch.where(fooled_now, low, torch.maximum(low, constant))
             constant = torch.where(high.isinf(), constant * 10, (low + high) / 2)
-        return overshoot(self.network, images, best, labels)
+        return overshoot(problem, best)
 
 
 class DeepFool:
     """Steps to the nearest linearised boundary among all classes, batched, until the label changes."""
 
-    def __init__(self, network: nn.Module, steps: int = 30, step_overshoot: float = 0.02) -> None:
-        """An attack on `network`.
+    def __init__(self, steps: int = 30, step_overshoot: float = 0.02) -> None:
+        """An attack.
 
         Args:
-            network: images in [0, 1] -> logits.
             steps: at most this many linearisations.
             step_overshoot: how far beyond each linearised boundary a step goes, as a share of the step.
         """
-        self.network = network
         self.steps = steps
         self.step_overshoot = step_overshoot
 
-    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Images in [0, 1] and their right labels -> attacked images; those that stay right come back as they are."""
+    def __call__(self, problem: Problem) -> Tensor:
+        """The attacked images in [0, 1]; one that cannot be fooled comes back as far as it got."""
+        images, labels = problem.images, problem.labels
         attacked = images.clone()
         active = torch.arange(len(images), device=images.device)
         for _ in range(self.steps):
             points = attacked[active].requires_grad_(True)
-            logits = self.network(points)
+            logits = problem.network(points, active)
             right = logits.argmax(dim=1) == labels[active]
             if not right.any():
                 break
             step = self._to_nearest_boundary(points, logits, labels[active])
             active, step = active[right], step[right]
             attacked[active] = (attacked[active] + (1 + self.step_overshoot) * step).clamp(0, 1)
-        return overshoot(self.network, images, attacked, labels)
+        return overshoot(problem, attacked)
 
     def _to_nearest_boundary(self, points: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         own = logits.gather(1, labels[:, None])
@@ -112,33 +109,19 @@ class DeepFool:
         return step
 
 
-def margin_over_others(logits: Tensor, labels: Tensor) -> Tensor:
-    """How far the right class leads, `(batch,)`; below zero where the network is fooled."""
-    own = logits.gather(1, labels[:, None]).squeeze(1)
-    others = logits.scatter(1, labels[:, None], float("-inf")).amax(dim=1)
-    return own - others
-
-
-def overshoot(network: nn.Module, images: Tensor, attacked: Tensor, labels: Tensor) -> Tensor:
-    """Lengthen each change by the smallest of `OVERSHOOTS` that fools the network after rounding to 8 bits.
-
-    Args:
-        network: images in [0, 1] -> logits.
-        images: clean images.
-        attacked: the same images, changed.
-        labels: their right labels.
+def overshoot(problem: Problem, attacked: Tensor) -> Tensor:
+    """Lengthen each change by the smallest of `OVERSHOOTS` that reaches the goal after rounding to 8 bits.
 
     Returns:
-        The lengthened images; the given ones where no length fools the network.
+        The lengthened images; the given ones where no length reaches it.
     """
-    result = attacked.clone()
-    waiting = torch.arange(len(images), device=images.device)
-    with torch.no_grad():
-        for extra in OVERSHOOTS:
-            longer = (images[waiting] + (1 + extra) * (attacked[waiting] - images[waiting])).clamp(0, 1)
-            fooled = network((longer * 255).round() / 255).argmax(dim=1) != labels[waiting]
-            result[waiting[fooled]] = longer[fooled]
-            waiting = waiting[~fooled]
-            if len(waiting) == 0:
-                break
+    images, result = problem.images, attacked.clone()
+    waiting = problem.all_rows()
+    for extra in OVERSHOOTS:
+        longer = (images[waiting] + (1 + extra) * (attacked[waiting] - images[waiting])).clamp(0, 1)
+        fooled = problem.reached(longer, waiting)
+        result[waiting[fooled]] = longer[fooled]
+        waiting = waiting[~fooled]
+        if len(waiting) == 0:
+            break
     return result

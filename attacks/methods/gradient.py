@@ -1,0 +1,109 @@
+"""Attacks that climb the loss inside a budget: FGSM, BIM, PGD and MI-FGSM are one loop with different settings.
+
+torchattacks returns the last iterate, asks about pixels that no 8-bit image has, and takes every image through every
+step. Here the network is only asked about images as they will be stored, rounded to 8 bits; an image that is fooled
+leaves the batch, and one that never is comes back as its best iterate. Sources: Goodfellow et al., "Explaining and
+Harnessing Adversarial Examples", 2015 (FGSM); Kurakin et al., "Adversarial Examples in the Physical World", 2017 (BIM);
+Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", 2018 (PGD); Dong et al., "Boosting
+Adversarial Attacks with Momentum", 2018 (MI-FGSM).
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attacks.problem import Problem, rounded
+
+
+class Ascent:
+    """Steps along the sign (L-inf) or the direction (L2) of the gradient of the cross-entropy, projected each time."""
+
+    def __init__(
+        self, norm: Literal["linf", "l2"], budget: float, steps: int, step: float = 0.25, start: bool = False,
+        momentum: float | None = None, stop: bool = True,
+    ) -> None:  # fmt: skip
+        """An attack inside `budget`.
+
+        Args:
+            norm: of the budget.
+            budget: largest change, pixels in [0, 1].
+            steps: gradients for each image.
+            step: length of a step as a share of the budget.
+            start: whether it begins at a random point inside the budget.
+            momentum: share of the past direction that is kept; None for none (MI-FGSM: 1).
+            stop: whether an image leaves once it is fooled; without it the lowest margin counts, for transfer.
+        """
+        self.norm = norm
+        self.budget = budget
+        self.steps = steps
+        self.step = step
+        self.start = start
+        self.momentum = momentum
+        self.stop = stop
+
+    def __call__(self, problem: Problem) -> Tensor:
+        """The attacked images in [0, 1]."""
+        rows = problem.all_rows()
+        origin = problem.images
+        points = random_start(problem, rows, self.norm, self.budget) if self.start else origin.clone()
+        result, lowest = points.clone(), torch.full_like(origin[:, 0, 0, 0], float("inf"))
+        velocity = torch.zeros_like(origin)
+        for index in range(self.steps + 1):
+            asked = rounded(points).requires_grad_(index < self.steps)
+            logits = problem.network(asked, rows)
+            with torch.no_grad():
+                margin = problem.margin(logits, rows)
+                if index > 0 or self.start:  # the clean image is no attack
+                    better = margin < lowest[rows]
+                    result[rows[better]], lowest[rows[better]] = points[better], margin[better]
+                staying = ~problem.is_goal(logits, rows) if self.stop else torch.ones_like(rows, dtype=torch.bool)
+                if index == self.steps or not staying.any():
+                    break
+            gradient = _slope(problem, logits, asked, rows)
+            with torch.no_grad():
+                rows, points, gradient = rows[staying], points[staying], gradient[staying]
+                if self.momentum is not None:
+                    size = gradient.abs().mean(dim=(1, 2, 3), keepdim=True).clamp_min(1e-30)
+                    velocity[rows] = gradient = self.momentum * velocity[rows] + gradient / size
+                points = points + self.step * self.budget * steepest(gradient, self.norm)
+                points = project(points, origin[rows], self.norm, self.budget)
+        return result
+
+
+def _slope(problem: Problem, logits: Tensor, asked: Tensor, rows: Tensor) -> Tensor:
+    """Where the loss grows: that of the right label, or, with targets, less of the target's."""
+    if problem.targets is None:
+        loss = F.cross_entropy(logits, problem.labels[rows], reduction="sum")
+    else:
+        loss = -F.cross_entropy(logits, problem.targets[rows], reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, [asked])
+    return gradient
+
+
+def steepest(gradient: Tensor, norm: str) -> Tensor:
+    """The change of length 1 in `norm` along which a loss with this gradient grows most."""
+    if norm == "linf":
+        return gradient.sign()
+    return gradient / gradient.flatten(1).norm(dim=1).clamp_min(1e-30)[:, None, None, None]
+
+
+def project(points: Tensor, origin: Tensor, norm: str, budget: float) -> Tensor:
+    """`points` moved into the budget around `origin` and into [0, 1]."""
+    if norm == "linf":
+        return torch.minimum(torch.maximum(points, origin - budget), origin + budget).clamp_(0, 1)
+    change = points - origin
+    length = change.flatten(1).norm(dim=1).clamp_min(1e-30)
+    return (origin + change * (budget / length).clamp_max(1)[:, None, None, None]).clamp_(0, 1)
+
+
+def random_start(problem: Problem, rows: Tensor, norm: str, budget: float) -> Tensor:
+    """A random point inside the budget of each image: uniform (L-inf), or of uniform length and direction (L2)."""
+    origin = problem.images[rows]
+    if norm == "linf":
+        change = problem.draws.uniform(rows, *origin.shape[1:], low=-budget, high=budget)
+    else:
+        direction = steepest(problem.draws.normal(rows, *origin.shape[1:]), "l2")
+        change = direction * problem.draws.uniform(rows, 1, 1, 1, high=budget)
+    return (origin + change).clamp_(0, 1)
