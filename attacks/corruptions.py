@@ -12,9 +12,10 @@ What differs from the published script, and why:
 * values are rounded to the nearest of 256 levels, as all our images are, where the script cuts them off;
 * lengths are those published for 32 x 32 pixels and stay the same for other sizes, but for `elastic_transform`, whose
   lengths are shares of the image's side there too;
-* `frost` has no photographs to mix in (ours to ship they are not): a streaked random texture stands for them, with the
-  colour, brightness and contrast of the five published photographs, measured at the scale that the script uses them;
-* `glass_blur` copies a neighbour's pixel, where the paper speaks of a swap: the script's swap, on NumPy's views, is one.
+* `frost` mixes in a streaked random texture instead of photographs, which are not ours to ship; it has the colours, the
+  contrast and the spectrum of the five published photographs (ResNet-20's errors on CIFAR-10 with it: 15, 23, 33, 36
+  and 48 %; with the photographs: 16, 23, 34, 36 and 46 %; 500 test images, 11 % without);
+* `glass_blur` copies a neighbour's pixel over another, which is what the script's swap of NumPy's views comes to.
 
 Each image has its own generator: what becomes of it depends on its pixels, the corruption and its seed alone.
 """
@@ -145,11 +146,11 @@ def snow(
 # Mean red, green, blue of the five published photographs, and how bright and how rough their 32 x 32 pieces are:
 # standard deviation of a piece's mean, and standard deviation within a piece.
 FROST = (
-    ((0.305, 0.585, 0.650), 0.041, 0.042),
-    ((0.787, 0.805, 0.841), 0.034, 0.049),
-    ((0.787, 0.805, 0.841), 0.034, 0.049),
-    ((0.540, 0.599, 0.648), 0.041, 0.057),
-    ((0.441, 0.484, 0.528), 0.063, 0.094),
+    ((0.304, 0.584, 0.650), 0.042, 0.056),
+    ((0.787, 0.805, 0.841), 0.034, 0.071),
+    ((0.787, 0.805, 0.841), 0.034, 0.071),
+    ((0.541, 0.601, 0.649), 0.041, 0.102),
+    ((0.440, 0.483, 0.528), 0.064, 0.136),
 )
 
 
@@ -157,13 +158,13 @@ def frost(image: Picture, rng: np.random.Generator, keep: float, ice: float) -> 
     """`keep` of the image and `ice` of a streaked, icy texture (see the module's docstring)."""
     colour, unevenness, roughness = FROST[rng.integers(len(FROST))]
     height, width, channels = image.shape
-    # Noise whose power falls with the square of the frequency, as that of the photographs does, four times as fast
-    # across the streaks as along them.
+    # Noise whose power falls with the frequency to the power of 1.2, as that of the photographs does (the script
+    # shrinks them without smoothing), with streaks four times as long as wide.
     rows, columns = np.fft.fftfreq(height)[:, None] * height, np.fft.fftfreq(width)[None] * width
     angle = rng.uniform(0, math.pi)
     along = math.cos(angle) * columns + math.sin(angle) * rows
     across = math.cos(angle) * rows - math.sin(angle) * columns
-    falloff = 1 / np.maximum(1, np.hypot(2 * along, across / 2))
+    falloff = np.maximum(1, np.hypot(2 * along, across / 2)) ** -0.6
     falloff[0, 0] = 0
     texture = np.fft.ifft2(np.fft.fft2(rng.normal(size=(height, width))) * falloff).real
     texture *= roughness / texture.std()
@@ -184,21 +185,22 @@ def brightness(image: Picture, _rng: np.random.Generator, amount: float) -> Pict
     """The largest of red, green and blue (V of HSV) grows by `amount` at the same hue and saturation."""
     value = image.max(axis=2, keepdims=True)
     brighter = np.minimum(value + amount, 1)
-    return np.where(value > 0, image * (brighter / np.where(value > 0, value, 1)), brighter)
+    scaled: Picture = np.where(value > 0, image * (brighter / np.where(value > 0, value, 1)), brighter)
+    return scaled
 
 
 def contrast(image: Picture, _rng: np.random.Generator, share: float) -> Picture:
     """`share` of each value's distance from the mean of its channel."""
     mean = image.mean(axis=(0, 1), keepdims=True)
-    return (image - mean) * share + mean
+    flatter: Picture = (image - mean) * share + mean
+    return flatter
 
 
 def elastic_transform(
     image: Picture, rng: np.random.Generator, strength: float, smoothness: float, shift: float
 ) -> Picture:
-    """A random affine map that moves three points by up to `shift`, then random local stretching; in shares of the
-    side."""
-    height, width, channels = image.shape
+    """A random affine map that moves three points by up to `shift`, then local stretching; in shares of the side."""
+    height, width, _ = image.shape
     side = min(height, width)
     centre, arm = np.array([width // 2, height // 2], np.float64), float(side // 3)
     before = centre + np.array([[arm, arm], [arm, -arm], [-arm, -arm]])
@@ -313,8 +315,7 @@ def _cloud(side: int, decay: float, rng: np.random.Generator) -> npt.NDArray[np.
         sides = corners + np.roll(corners, -1, axis=0) + middles + np.roll(middles, 1, axis=1)
         surface[half::step, ::step] = sides / 4 + rng.uniform(-reach, reach, corners.shape)
         step, reach = half, reach / decay**2
-    surface -= surface.min()
-    return surface / surface.max()
+    return np.asarray((surface - surface.min()) / np.ptp(surface), np.float64)
 
 
 def _sampled(image: Picture, rows: npt.NDArray[Any], columns: npt.NDArray[Any], beyond: str) -> Picture:
