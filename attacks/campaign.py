@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from attacks.clean import keep_clean
 from attacks.craft import craft
 from attacks.problem import Watcher
 from attacks.recipes import Recipe
@@ -67,6 +68,8 @@ def run_attacks(
     store.plan(
         {name: {recipe.name: len(images.first(recipe.images)) for recipe in recipes} for name, images in right.items()}
     )
+    for name, images in right.items():
+        keep_clean(store.folder, name, images)
     finished = store.records()
     for recipe in recipes:
         other = [r for key, r in finished.items() if key.recipe == recipe.name and r.parameters != recipe.parameters]

@@ -155,15 +155,16 @@ def _summary(
         if twins is not None:
             examples += _examples(shard, twins)
     examples.sort(key=lambda example: not example.fooled)  # stable: else in the order of the store
-    return AttackSummary(
-        AttackFigures(
-            recipe, images, fooled / images, reached / images,
-            *(spreads[name].quantile(0.5) for name in NORMS), forwards / images, gradients / images,
-        ),
-        parameters,
-        _curve(own, fooling, images),
-        examples[:SHOWN],
-    )  # fmt: skip
+    figures = AttackFigures(
+        recipe,
+        images,
+        fooled / images,
+        reached / images,
+        **{name: spread.quantile(0.5) for name, spread in spreads.items()},
+        forwards=forwards / images,
+        gradients=gradients / images,
+    )
+    return AttackSummary(figures, parameters, _curve(own, fooling, images), examples[:SHOWN])
 
 
 def _curve(norm: str, fooling: Spread, images: int) -> SuccessCurve:

@@ -73,6 +73,7 @@ for verb in (
     network.train,
     network.decouple,
     attacks.attack,
+    attacks.report,
     detector.fit,
     detector.evaluate,
     serving.serve,

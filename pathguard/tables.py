@@ -13,6 +13,12 @@ from rich.table import Table
 Rows = Sequence[Mapping[str, object]]
 
 
+class Figure(str):
+    """A number as a person reads it, such as 67.9 %; set to the right like any other."""
+
+    __slots__ = ()
+
+
 def row_of(value: Any) -> dict[str, object]:
     """The fields of a dataclass, as one flat row: a nested dataclass contributes its own fields."""
     row: dict[str, object] = {}
@@ -40,7 +46,7 @@ def show(title: str, rows: Rows, as_json: bool = False) -> None:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     columns = list(rows[0]) if rows else []
     for column in columns:
-        numeric = all(isinstance(row[column], int | float) for row in rows)
+        numeric = all(isinstance(row[column], int | float | Figure) for row in rows)
         table.add_column(column.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(_text(row[column]) for column in columns))

@@ -1,14 +1,19 @@
-"""`pathguard attack`: attacked images, on disk."""
+"""`pathguard attack` and `pathguard report`: attacked images on disk, and what became of them."""
 
+import sys
 from dataclasses import asdict
+from math import isfinite
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pathguard.commands.options import BundleDir, DataDir, ImageSize, Json, Seed, splits_of
 from pathguard.progress import attack_bar
-from pathguard.tables import show
+from pathguard.tables import Figure, show
+
+if TYPE_CHECKING:
+    from attacks.report import AttackFigures
 
 
 def attack(
@@ -33,3 +38,49 @@ def attack(
     with attack_bar("attack") as listen:
         rows = make_attacks(opened, splits, chosen, out, limit, seed, shard_images, listen)
     show("attacks on the test split (norms: medians over the images that fooled)", [asdict(row) for row in rows], json_)
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `pathguard attack` wrote.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the page and pictures [default: DIR/report].")] = None,
+    json_: Json = False,
+) -> None:
+    """Print and draw how often each attack succeeded and at which distance: tables, PNG files and one HTML page."""
+    from attacks.report_page import make_report
+    from attacks.store import AttackStore
+
+    made = make_report(AttackStore(folder), out or folder / "report")
+    for note in made.notes:
+        print(f"unfinished: {note}", file=sys.stderr)
+    if json_:
+        rows = [
+            {"split": split, **asdict(one.figures), "parameters": one.parameters}
+            for split, summaries in made.summaries.items()
+            for one in summaries
+        ]
+        show("", rows, as_json=True)
+        return
+    for split, summaries in made.summaries.items():
+        goals_differ = any(one.figures.reached != one.figures.fooled for one in summaries)
+        rows = [_row_for_a_person(one.figures, goals_differ) for one in summaries]
+        show(f"split {split}: medians over what fooled (L-inf in levels of 255), passes per image", rows)
+    print(f"page: {made.page}")
+    print(f"and {len(made.pictures)} pictures beside it: {', '.join(picture.name for picture in made.pictures)}")
+
+
+def _row_for_a_person(figures: "AttackFigures", goals_differ: bool) -> dict[str, object]:
+    def number(value: float, digits: int) -> Figure:
+        return Figure(f"{value:.{digits}f}" if isfinite(value) else "-")
+
+    return {
+        "recipe": figures.recipe,
+        "images": figures.images,
+        "fooled": Figure(f"{figures.fooled:.1%}"),
+        **({"goal": Figure(f"{figures.reached:.1%}")} if goals_differ else {}),
+        "L-inf": number(255 * figures.linf, 1),
+        "L2": number(figures.l2, 3),
+        "L1": number(figures.l1, 2),
+        "L0": number(figures.l0, 0),
+        "forward": number(figures.forwards, 1),
+        "back": number(figures.gradients, 1),
+    }

@@ -8,6 +8,7 @@ from PIL import Image
 
 from pathguard import __version__
 from pathguard.cli import main
+from tests.attacks.test_report import fill
 from tests.conftest import untrained_bundle
 
 
@@ -39,7 +40,7 @@ def test_the_version_and_every_command_with_its_defaults_are_told(run):
     assert run("--version")[1].strip() == __version__
     code, out, _ = run("--help")
     assert code == 0
-    for verb in ("train", "decouple", "attack", "fit", "evaluate", "serve", "detect", "bench", "health"):
+    for verb in ("train", "decouple", "attack", "report", "fit", "evaluate", "serve", "detect", "bench", "health"):
         assert verb in out
     assert "[default: 40]" in run("train", "--help")[1]
 
@@ -51,6 +52,7 @@ def test_the_version_and_every_command_with_its_defaults_are_told(run):
         (("train", "--data", "folder:nowhere", "--out", "x"), "got no folder nowhere"),
         (("decouple", "--network", "nowhere"), "expected a bundle in nowhere, got no manifest.json"),
         (("attack", "--bundle", "nowhere", "--out", "x", "--recipes", "magic"), "expected attacks of fgsm, pgd,"),
+        (("report", "nowhere"), "expected attacked images in nowhere, got no manifest.json; `pathguard attack` makes"),
         (("fit", "--bundle", "nowhere", "--attacks", "x"), "expected a bundle in nowhere"),
         (("serve", "--bundle", "nowhere"), "expected a bundle in nowhere"),
         (("serve", "--bundle", "nowhere", "--host", "0.0.0.0"), "expected a loopback host such as 127.0.0.1, got"),
@@ -125,6 +127,27 @@ def test_json_of_a_training_run_is_all_that_stands_on_standard_output(run, photo
 
     assert code == 0
     assert set(json.loads(out)[0]) == {"accuracy", "images"}
+
+
+def test_a_report_prints_a_table_of_each_split_or_json_and_names_its_page(run, tmp_path):
+    fill(tmp_path / "attacks", "fitting")
+    fill(tmp_path / "attacks", "test")
+
+    code, out, _ = run("report", tmp_path / "attacks")
+
+    assert code == 0
+    assert "split fitting" in out
+    assert "50.0%" in out
+    assert "page: " in out
+    assert (tmp_path / "attacks" / "report" / "index.html").is_file()
+    rows = json.loads(run("report", tmp_path / "attacks", "--out", tmp_path / "elsewhere", "--json")[1])
+    assert [(row["split"], row["recipe"]) for row in rows][:3] == [
+        ("fitting", "pgd"),
+        ("fitting", "cw"),
+        ("test", "pgd"),
+    ]
+    assert rows[0]["parameters"]["norm"] == "linf"
+    assert (tmp_path / "elsewhere" / "index.html").is_file()
 
 
 def test_ctrl_c_says_how_to_go_on(run, photos, tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 import json
 from dataclasses import dataclass
 
-from pathguard.tables import row_of, show
+from pathguard.tables import Figure, row_of, show
 
 
 @dataclass
@@ -45,3 +45,9 @@ def test_a_table_shows_every_value_for_a_person(capsys):
     assert "some value" in out
     assert "0.2500" in out
     assert "yes" in out
+
+
+def test_a_number_with_its_unit_stands_on_the_right_like_other_numbers(capsys):
+    show("", [{"share": Figure("7.5%"), "name": "a"}, {"share": Figure("100.0%"), "name": "b"}])
+
+    assert "    7.5%   a" in capsys.readouterr().out
