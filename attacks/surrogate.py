@@ -1,0 +1,178 @@
+"""A detector's score as torch sees it: features of the path and a scorer, both with a gradient.
+
+The features are those of `detector.features`, number for number; where a path bit jumps, its gradient is that of a
+sigmoid (straight through), which never vanishes as the gate's own does. Standardisation before a logistic regression
+becomes the same arithmetic in torch. Any other scikit-learn classifier has no gradient; it is imitated by a small
+network that was fitted on its scores, and how well the imitation ranks images it was not fitted on is part of the
+result. Surrogates that are attacked in the place of what has no gradient: Papernot et al., "Practical Black-Box Attacks
+against Machine Learning", 2017; against detectors: Carlini and Wagner, "Adversarial Examples Are Not Easily Detected",
+2017.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from sklearn.base import BaseEstimator
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+
+from detector.classifier import FalseAlarmClassifier
+from detector.compiled_score import Score, compile_score
+from detector.encoder import Floats
+from detector.errors import RequestError
+from detector.gates import round_straight_through
+
+Features = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Surrogate:
+    """A scorer with a gradient.
+
+    Attributes:
+        score: rows `(images, features)` -> scores `(images,)`, larger is more suspicious.
+        exact: whether these are the scorer's own scores, up to rounding; else an imitation.
+        spearman: rank correlation with the scorer's own scores on `held_out` rows; 1 where it is exact.
+        held_out: rows that the imitation was judged by and not fitted on; 0 where it is exact.
+    """
+
+    score: Callable[[Tensor], Tensor]
+    exact: bool
+    spearman: float
+    held_out: int
+
+
+def path_bits(_class_logits: Tensor, gate_logits: Tensor) -> Tensor:
+    """1 for an open and 0 for a closed filter, `(images, total channels)`, with the gradient of a sigmoid."""
+    return round_straight_through(gate_logits, torch.sigmoid(gate_logits))
+
+
+def gate_logits(_class_logits: Tensor, gate_logits: Tensor) -> Tensor:
+    """How surely each filter is open or closed, `(images, total channels)`."""
+    return gate_logits
+
+
+def class_margins(class_logits: Tensor, _gate_logits: Tensor) -> Tensor:
+    """By how much the first class leads the second, third, ... in logits, `(images, classes - 1)`."""
+    ordered = class_logits.sort(dim=1, descending=True).values
+    return ordered[:, :1] - ordered[:, 1:]
+
+
+def all_features(class_logits: Tensor, gate_logits: Tensor) -> Tensor:
+    """Path bits, gate logits and class margins side by side."""
+    return torch.cat(
+        [path_bits(class_logits, gate_logits), gate_logits, class_margins(class_logits, gate_logits)], dim=1
+    )
+
+
+# Class logits and gate logits of all gates side by side -> the columns of `detector.features.FEATURES`.
+TORCH_FEATURES: Mapping[str, Features] = {
+    "bits": path_bits,
+    "gates": gate_logits,
+    "margins": class_margins,
+    "all": all_features,
+}
+
+
+def torch_features(name: str) -> Features:
+    """The differentiable twin of the feature function of that name.
+
+    Raises:
+        RequestError: there is none.
+    """
+    if name not in TORCH_FEATURES:
+        raise RequestError(f"expected features of {', '.join(TORCH_FEATURES)} to follow the gradient of; got {name!r}")
+    return TORCH_FEATURES[name]
+
+
+def real_score(classifier: FalseAlarmClassifier) -> Score:
+    """The score that is served: rows `(images, features)` -> `(images,)`, without a gradient."""
+    has_decision = hasattr(classifier.estimator_, "decision_function")
+    return compile_score(classifier) if has_decision else classifier.score_samples
+
+
+def surrogate_of(classifier: FalseAlarmClassifier, rows: Floats, seed: int = 0) -> Surrogate:
+    """The classifier's score with a gradient.
+
+    Args:
+        classifier: fitted.
+        rows: features to imitate it on where it cannot be translated, `(images, features)`: of clean images and of
+            images as an attack meets them on its way.
+        seed: of the imitation.
+    """
+    folded = _folded(classifier.estimator_)
+    if folded is None:
+        return imitate(real_score(classifier), rows, seed)
+    weights, offset = folded
+    return Surrogate(lambda rows: rows.double() @ weights.to(rows.device) + offset, True, 1.0, 0)
+
+
+def imitate(score: Score, rows: Floats, seed: int = 0, epochs: int = 60, width: int = 128) -> Surrogate:
+    """A network of two smooth hidden layers, fitted on the scores of four fifths of the rows and judged by the rest.
+
+    Args:
+        score: the scorer.
+        rows: features, `(images, features)`, at least 50.
+        seed: of weights, order and the choice of the rows held out.
+        epochs: passes over the rows.
+        width: of the hidden layers.
+
+    Raises:
+        RequestError: there are fewer than 50 rows, or all have the same score.
+    """
+    if len(rows) < 50:
+        raise RequestError(f"expected at least 50 rows to imitate a scorer on, got {len(rows)}")
+    wanted = np.asarray(score(rows), np.float64)
+    mean, spread = float(wanted.mean()), float(wanted.std())
+    if spread == 0:
+        raise RequestError("expected a scorer that tells rows apart, got the same score for all of them")
+    order = np.random.default_rng(seed).permutation(len(rows))
+    held_out, fitted = order[: len(rows) // 5], order[len(rows) // 5 :]
+    inputs = torch.from_numpy(np.asarray(rows, np.float32))
+    centre, scale = inputs[fitted].mean(dim=0), inputs[fitted].std(dim=0).clamp_min(1e-6)
+    targets = torch.from_numpy((wanted - mean) / spread).float()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = nn.Sequential(
+            nn.Linear(inputs.shape[1], width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1)
+        )
+        optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-2)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+        with torch.enable_grad():
+            for _ in range(epochs):
+                for part in torch.from_numpy(fitted)[torch.randperm(len(fitted))].split(128):
+                    predicted = network((inputs[part] - centre) / scale).squeeze(1)
+                    optimizer.zero_grad(set_to_none=True)
+                    (predicted - targets[part]).square().mean().backward()
+                    optimizer.step()
+                schedule.step()
+    network.requires_grad_(False)
+
+    def imitation(rows: Tensor) -> Tensor:
+        network.to(rows.device)
+        standardised = (rows.float() - centre.to(rows.device)) / scale.to(rows.device)
+        scores: Tensor = network(standardised).squeeze(1).double() * spread + mean
+        return scores
+
+    ranks = spearmanr(imitation(inputs[held_out]).numpy(), wanted[held_out]).statistic
+    return Surrogate(imitation, False, float(ranks), len(held_out))
+
+
+def _folded(estimator: BaseEstimator) -> tuple[Tensor, float] | None:
+    """Weights and offset of a logistic regression behind any number of standardisations; None for anything else."""
+    steps = [step for _, step in estimator.steps] if isinstance(estimator, Pipeline) else [estimator]
+    *scalers, model = steps
+    if not isinstance(model, LogisticRegression) or not all(isinstance(scaler, StandardScaler) for scaler in scalers):
+        return None
+    weights, offset = np.asarray(model.coef_[0], np.float64), float(model.intercept_[0])
+    for scaler in reversed(scalers):
+        if scaler.scale_ is not None:
+            weights = weights / scaler.scale_
+        if scaler.mean_ is not None:
+            offset -= float(weights @ scaler.mean_)
+    return torch.from_numpy(weights), offset

@@ -1,0 +1,127 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from attacks.surrogate import TORCH_FEATURES, imitate, real_score, surrogate_of, torch_features
+from detector.classifier import FalseAlarmClassifier
+from detector.decouple import decouple
+from detector.encoder import encode
+from detector.errors import RequestError
+from detector.features import FEATURES
+from detector.networks import build_network
+
+
+@pytest.fixture
+def rows():
+    return np.random.default_rng(0).normal(size=(600, 12)).astype(np.float32)
+
+
+def fitted(estimator, rows):
+    return FalseAlarmClassifier(estimator).fit(rows, rows[:, 0] + rows[:, 1] * rows[:, 2] > 0.3)
+
+
+def test_every_kind_of_features_has_a_differentiable_twin():
+    assert list(TORCH_FEATURES) == list(FEATURES)
+
+
+@pytest.mark.parametrize("name", list(FEATURES))
+def test_the_twin_is_equal_and_has_a_gradient(name):
+    network = decouple(build_network("resnet8", 1, 10)).eval()
+    images = torch.rand(5, 1, 12, 12, requires_grad=True)
+
+    logits, readings = network.trace(images)
+    gates = torch.cat([reading.logits for reading in readings.values()], dim=1)
+    rows = torch_features(name)(logits, gates)
+
+    assert np.allclose(rows.detach().numpy(), FEATURES[name](encode(network, images.detach())), atol=1e-5)
+    (gradient,) = torch.autograd.grad(rows.sum(), images)
+    assert torch.isfinite(gradient).all()
+    assert (gradient.flatten(1).abs().amax(dim=1) > 0).all()
+
+
+def test_a_path_bit_far_from_its_jump_still_has_a_gradient():
+    gates = torch.tensor([[-8.0, 8.0]], requires_grad=True)
+
+    bits = TORCH_FEATURES["bits"](torch.zeros(1, 2), gates)
+
+    assert bits.tolist() == [[0.0, 1.0]]
+    assert (torch.autograd.grad(bits.sum(), gates)[0] > 0).all()
+
+
+def test_features_without_a_twin_are_refused():
+    with pytest.raises(RequestError, match="expected features of bits, gates, margins, all .*; got 'smell'"):
+        torch_features("smell")
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        None,
+        LogisticRegression(),
+        make_pipeline(StandardScaler(with_mean=False), LogisticRegression()),
+        make_pipeline(StandardScaler(), StandardScaler(with_std=False), LogisticRegression()),
+    ],
+)
+def test_a_logistic_regression_is_translated_exactly(rows, estimator):
+    classifier = fitted(estimator, rows * 3 + 5)
+
+    surrogate = surrogate_of(classifier, rows)
+
+    assert surrogate.exact
+    assert surrogate.spearman == 1.0
+    points = torch.from_numpy(rows).requires_grad_(True)
+    scores = surrogate.score(points)
+    assert np.allclose(scores.detach().numpy(), classifier.score_samples(rows.astype(np.float64)), rtol=1e-9)
+    assert (torch.autograd.grad(scores.sum(), points)[0] != 0).any()
+
+
+def test_a_forest_is_imitated_and_the_imitation_is_judged_on_rows_it_did_not_see(rows):
+    classifier = fitted(RandomForestClassifier(50, random_state=0), rows)
+
+    surrogate = surrogate_of(classifier, rows, seed=3)
+
+    assert not surrogate.exact
+    assert surrogate.held_out == 120
+    assert surrogate.spearman > 0.7
+    points = torch.from_numpy(rows[:5]).requires_grad_(True)
+    assert (torch.autograd.grad(surrogate.score(points).sum(), points)[0] != 0).any()
+    again = surrogate_of(classifier, rows, seed=3)
+    assert torch.equal(again.score(points.detach()), surrogate.score(points.detach()))
+
+
+def test_what_ranks_at_random_is_said_to(rows):
+    noise = np.random.default_rng(1).normal(size=len(rows))
+
+    assert abs(imitate(lambda _: noise, rows, epochs=5).spearman) < 0.4
+
+
+def test_imitating_leaves_the_generators_of_others_alone(rows):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+
+    imitate(lambda rows: rows[:, 0], rows, epochs=2)
+
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize(
+    ("count", "score", "message"),
+    [
+        (40, lambda rows: rows[:, 0], "expected at least 50 rows to imitate a scorer on, got 40"),
+        (60, lambda rows: np.ones(len(rows)), "got the same score for all of them"),
+    ],
+)
+def test_what_cannot_be_imitated_is_refused(rows, count, score, message):
+    with pytest.raises(RequestError, match=message):
+        imitate(score, rows[:count])
+
+
+def test_the_real_score_of_a_forest_is_the_classifiers_own(rows):
+    classifier = fitted(RandomForestClassifier(10, random_state=0), rows)
+
+    assert np.array_equal(real_score(classifier)(rows), classifier.score_samples(rows))
