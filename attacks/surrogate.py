@@ -90,12 +90,6 @@ def torch_features(name: str) -> Features:
     return TORCH_FEATURES[name]
 
 
-def real_score(classifier: FalseAlarmClassifier) -> Score:
-    """The score that is served: rows `(images, features)` -> `(images,)`, without a gradient."""
-    has_decision = hasattr(classifier.estimator_, "decision_function")
-    return compile_score(classifier) if has_decision else classifier.score_samples
-
-
 def surrogate_of(classifier: FalseAlarmClassifier, rows: Floats, seed: int = 0) -> Surrogate:
     """The classifier's score with a gradient.
 
@@ -107,7 +101,7 @@ def surrogate_of(classifier: FalseAlarmClassifier, rows: Floats, seed: int = 0) 
     """
     folded = _folded(classifier.estimator_)
     if folded is None:
-        return imitate(real_score(classifier), rows, seed)
+        return imitate(compile_score(classifier), rows, seed)
     weights, offset = folded
     return Surrogate(lambda rows: rows.double() @ weights.to(rows.device) + offset, True, 1.0, 0)
 
@@ -171,8 +165,8 @@ def _folded(estimator: BaseEstimator) -> tuple[Tensor, float] | None:
         return None
     weights, offset = np.asarray(model.coef_[0], np.float64), float(model.intercept_[0])
     for scaler in reversed(scalers):
-        if scaler.scale_ is not None:
+        if scaler.with_std:
             weights = weights / scaler.scale_
-        if scaler.mean_ is not None:
+        if scaler.with_mean:  # `mean_` is there without it too
             offset -= float(weights @ scaler.mean_)
     return torch.from_numpy(weights), offset

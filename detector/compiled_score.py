@@ -23,17 +23,19 @@ Score = Callable[[Floats], Scores]
 def compile_score(estimator: BaseEstimator) -> Score:
     """Rows `(images, features)` -> `decision_function` of a fitted binary classifier, `(images,)`.
 
-    Of a `FalseAlarmClassifier`, it is the one of the estimator inside, which is its `score_samples`.
+    Of a `FalseAlarmClassifier`, it is its `score_samples`: that of the estimator inside, or the log-odds of one that
+    has no `decision_function`.
 
     Equal to scikit-learn's own answer up to the rounding of float64.
     """
-    if isinstance(estimator, FalseAlarmClassifier):
-        estimator = estimator.estimator_
-    steps = [step for _, step in estimator.steps] if isinstance(estimator, Pipeline) else [estimator]
+    inner = estimator.estimator_ if isinstance(estimator, FalseAlarmClassifier) else estimator
+    steps = [step for _, step in inner.steps] if isinstance(inner, Pipeline) else [inner]
     match steps:
-        case [StandardScaler() as scaler, LogisticRegression() as model]:
+        case [StandardScaler(with_mean=True, with_std=True) as scaler, LogisticRegression() as model]:
             weights = model.coef_[0] / scaler.scale_
             offset = float(model.intercept_[0] - weights @ scaler.mean_)
             return lambda rows: np.asarray(rows, np.float64) @ weights + offset
+        case _ if isinstance(estimator, FalseAlarmClassifier):
+            return estimator.score_samples
         case _:
             return lambda rows: np.asarray(estimator.decision_function(rows), np.float64)

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attacks.surrogate import Surrogate, real_score, surrogate_of, torch_features
+from attacks.surrogate import Surrogate, surrogate_of, torch_features
 from detector.batches import batches, device_of, to_pixels, to_tensor
 from detector.bundle import Bundle
+from detector.compiled_score import compile_score
 from detector.datasets import ImageSet
 from detector.decouple import GatedNet
 from detector.encoder import Floats, encode
@@ -95,7 +96,7 @@ def defence_of(bundle: Bundle, network: GatedNet, clean: ImageSet, rate: float |
     info, classifier, calibration = bundle.detector_info(), bundle.classifier(), bundle.calibration()
     threshold = calibration.threshold(info.max_false_alarm_rate if rate is None else rate)
     columns, columns_in_torch = features_named(info.features), torch_features(info.features)
-    score = real_score(classifier)
+    score = compile_score(classifier)
 
     def see_with(surrogate: Surrogate) -> Callable[[Tensor], Seen]:
         def see(images: Tensor) -> Seen:

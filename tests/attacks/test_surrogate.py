@@ -6,7 +6,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from attacks.surrogate import TORCH_FEATURES, imitate, real_score, surrogate_of, torch_features
+from attacks.surrogate import TORCH_FEATURES, imitate, surrogate_of, torch_features
 from detector.classifier import FalseAlarmClassifier
 from detector.decouple import decouple
 from detector.encoder import encode
@@ -119,9 +119,3 @@ def test_imitating_leaves_the_generators_of_others_alone(rows):
 def test_what_cannot_be_imitated_is_refused(rows, count, score, message):
     with pytest.raises(RequestError, match=message):
         imitate(score, rows[:count])
-
-
-def test_the_real_score_of_a_forest_is_the_classifiers_own(rows):
-    classifier = fitted(RandomForestClassifier(10, random_state=0), rows)
-
-    assert np.array_equal(real_score(classifier)(rows), classifier.score_samples(rows))

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
-from sklearn.ensemble import GradientBoostingClassifier
+from sklearn.ensemble import GradientBoostingClassifier, RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from detector.classifier import FalseAlarmClassifier, default_estimator
@@ -10,7 +11,15 @@ from detector.compiled_score import compile_score
 
 @pytest.mark.parametrize(
     "estimator",
-    [default_estimator(), LogisticRegression(), GradientBoostingClassifier(n_estimators=5), FalseAlarmClassifier()],
+    [
+        default_estimator(),
+        make_pipeline(StandardScaler(with_mean=False), LogisticRegression()),
+        make_pipeline(StandardScaler(with_std=False), LogisticRegression()),
+        LogisticRegression(),
+        GradientBoostingClassifier(n_estimators=5),
+        FalseAlarmClassifier(),
+        FalseAlarmClassifier(RandomForestClassifier(5)),
+    ],
     ids=lambda e: type(e).__name__,
 )
 def test_a_compiled_score_equals_scikit_learns_own(estimator):
