@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from attacks.adaptive.defence import Defence, Guides, Seen
+
 
 class MeanBoundary(nn.Module):
     """Class 1 where the mean pixel exceeds `level`, else class 0.
@@ -49,3 +51,41 @@ class NeverFooled(nn.Module):
 def grey_images(level: float, count: int = 4, size: int = 12) -> Tensor:
     """`count` images of one grey level, `(count, 1, size, size)`."""
     return torch.full((count, 1, size, size), level)
+
+
+def halves_watched(
+    network: nn.Module, limit: float, guides: Tensor, blind: bool = False, surrogate_sees: bool = True
+) -> Defence:
+    """A detector that flags an image where the mean of its left half exceeds `limit`.
+
+    The way round it is known exactly: for a network that looks at the whole mean, an image moves its right half alone,
+    and the mean by half of that. The gates are the means of the two halves.
+
+    Args:
+        network: images -> logits.
+        limit: of the left half's mean, in [0, 1].
+        guides: images that look as they should, `(images, channels, height, width)`.
+        blind: whether the detector flags nothing after all.
+        surrogate_sees: False for an attacker whose idea of the detector is that it never flags.
+    """
+
+    def left(images: Tensor) -> Tensor:
+        return images[..., : images.shape[-1] // 2].mean(dim=(1, 2, 3))
+
+    def gates(images: Tensor) -> Tensor:
+        return 20 * torch.stack([left(images), images[..., images.shape[-1] // 2 :].mean(dim=(1, 2, 3))], dim=1)
+
+    def score(images: Tensor) -> Tensor:
+        return left(images) - limit if not blind else left(images) - 2
+
+    def see(images: Tensor) -> Seen:
+        seen = score(images) if surrogate_sees else 0 * left(images) - 1
+        return Seen(network(images), seen, gates(images))
+
+    def judge(images: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            return network(images).argmax(dim=1), score(images).double()
+
+    with torch.no_grad():
+        known = Guides(guides, network(guides).argmax(dim=1), gates(guides))
+    return Defence(see, judge, 0.0, 0.01, surrogate_sees, 1.0, known)
