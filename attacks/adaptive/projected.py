@@ -57,8 +57,8 @@ class OrthogonalPGD:
     def __init__(self, budget: float, steps: int = 200, restarts: int = 5, step: float = 0.125) -> None:
         """An L-inf attack.
 
-        Every second restart steps along the projected gradient itself and not along its signs: signs are as long as
-        the budget allows, but no longer orthogonal.
+        Two restarts of four (the second and third) step along the projected gradient itself and not along its signs:
+        signs make more of the budget, but are no longer orthogonal.
 
         Args:
             budget: largest change of a pixel, in [0, 1].
@@ -76,7 +76,7 @@ class OrthogonalPGD:
         attempts = [
             Attempt(
                 self._slope(problem, heading), self.step, "random" if restart else "image",
-                "slope" if restart % 2 else "sign",
+                "slope" if restart % 4 in (1, 2) else "sign",
             )
             for restart, heading in enumerate(headings(problem, self.restarts))
         ]  # fmt: skip

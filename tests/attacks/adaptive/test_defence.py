@@ -1,0 +1,179 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.ensemble import RandomForestClassifier
+
+from attacks.adaptive.defence import Defence, defence_of
+from attacks.adaptive.suite import ADAPTIVE
+from attacks.craft import craft
+from attacks.recipes import RECIPES
+from attacks.selection import rightly_classified
+from attacks.stages import make_attacks, make_detector
+from attacks.store import AttackStore
+from detector.batches import to_pixels, to_tensor
+from detector.bundle import add_detector
+from detector.classifier import FalseAlarmClassifier
+from detector.encoder import encode, encode_set
+from detector.errors import ArtifactError, RequestError
+from detector.features import FEATURES
+from detector.scoring import Detector
+from detector.stages import make_backbone, make_decoupled
+from detector.thresholds import Calibration
+from detector.training import Schedule
+
+CPU = torch.device("cpu")
+WITH_GRADIENTS = pytest.mark.parametrize(
+    "recipe", [recipe for recipe in ADAPTIVE if "steps" in recipe.settings and "restarts" in recipe.settings],
+    ids=lambda recipe: recipe.name,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def defended(digits, tmp_path_factory):
+    """A bundle whose network knows digits, with a detector on all features of their paths."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    folder, schedule = tmp_path_factory.mktemp("defended"), Schedule(4, 64, 0.05, flip=False)
+    bundle, _ = make_backbone("resnet8", digits, schedule, folder / "bundle", lambda _: None)
+    bundle, _ = make_decoupled(bundle, digits, 0.7, "pathguard", schedule, bundle.folder, lambda _: None)
+    recipes = [replace(RECIPES["pgd"], budget=48 / 255), RECIPES["pgd-l2"]]
+    make_attacks(bundle, digits, recipes, folder / "attacks", None, 0, 250, lambda _: None, ("fitting",))
+    return make_detector(bundle, digits, AttackStore(folder / "attacks"), "all", 0.05, 0)
+
+
+@pytest.fixture(scope="module")
+def network(defended):
+    return defended.network()
+
+
+@pytest.fixture(scope="module")
+def defence(defended, network, digits):
+    return defence_of(defended, network, digits.validation)
+
+
+@pytest.fixture(scope="module")
+def victims(network, digits):
+    """Test images that the network gets right."""
+    images = digits.test.subset(rightly_classified(network, digits.test)).first(20)
+    return to_tensor(images.pixels(slice(None)), CPU), torch.from_numpy(images.labels)
+
+
+def test_an_attacker_sees_what_is_served(defended, defence, victims):
+    images, _ = victims
+    served = Detector(defended).detect(to_pixels(images))
+
+    labels, scores = defence.judge(images)
+    seen = defence.see(images)
+
+    assert defence.exact
+    assert np.array_equal(labels.numpy(), served.labels)
+    assert np.allclose(scores.numpy(), served.scores, atol=1e-3)
+    assert np.allclose(seen.scores.detach().numpy(), scores.numpy(), atol=1e-3)
+    assert defence.threshold == pytest.approx(defended.calibration().threshold(0.05))
+
+
+def test_the_score_has_a_gradient_at_the_pixels(defence, victims):
+    images = victims[0].clone().requires_grad_(True)
+
+    (gradient,) = torch.autograd.grad(defence.see(images).scores.sum(), images)
+
+    assert (gradient.flatten(1).abs().amax(dim=1) > 0).all()
+
+
+def test_guides_are_right_and_unflagged_images_of_the_given_set(defence, digits):
+    labels, scores = defence.judge(defence.guides.images)
+    given = {pixels.tobytes() for pixels in digits.validation.pixels(slice(None))}
+
+    assert len(defence.guides) > 50
+    assert torch.equal(labels, defence.guides.labels)
+    assert (scores <= defence.threshold).all()
+    assert all(pixels.tobytes() in given for pixels in to_pixels(defence.guides.images))
+    assert torch.allclose(defence.see(defence.guides.images).gates, defence.guides.gates, atol=1e-4)
+
+
+def test_another_rate_sets_another_threshold(defended, network, digits, defence):
+    stricter = defence_of(defended, network, digits.validation, rate=0.2)
+
+    assert stricter.threshold < defence.threshold
+    with pytest.raises(RequestError, match="expected a false-alarm rate"):
+        defence_of(defended, network, digits.validation, rate=1e-6)
+
+
+def test_a_bundle_without_a_detector_is_refused(decoupled_bundle, digits):
+    with pytest.raises(ArtifactError, match="expected a detector in"):
+        defence_of(decoupled_bundle, decoupled_bundle.network(), digits.validation)
+
+
+@WITH_GRADIENTS
+def test_success_grows_with_the_budget_until_every_image_evades(recipe, network, defence, victims):
+    evaded = [
+        craft(
+            replace(recipe, budget=budget, settings={**recipe.settings, "steps": 30, "restarts": 1}),
+            network, *victims, watcher=defence,
+        ).reached.mean()
+        for budget in (8 / 255, 32 / 255, 1.0)
+    ]  # fmt: skip
+
+    assert evaded == sorted(evaded)
+    assert evaded[-1] == 1.0
+
+
+@WITH_GRADIENTS
+def test_more_steps_and_more_restarts_never_hurt_any_image(recipe, network, defence, victims):
+    def evaded(steps, restarts):
+        settings = {**recipe.settings, "steps": steps, "restarts": restarts}
+        return craft(
+            replace(recipe, budget=32 / 255, settings=settings), network, *victims, watcher=defence
+        ).reached  # fmt: skip
+
+    few, more_restarts = evaded(6, 1), evaded(6, 3)
+
+    assert (few <= evaded(12, 1)).all()
+    assert (few <= more_restarts).all()
+
+
+def test_knowing_the_detector_evades_it_more_often_than_not_knowing_it(network, defence, victims):
+    images, labels = victims
+    plain = craft(replace(RECIPES["pgd"], budget=48 / 255), network, images, labels)
+    _, scores = defence.judge(to_tensor(plain.pixels, CPU))
+    unaware = (plain.fooled & (scores.numpy() <= defence.threshold)).mean()
+
+    orthogonal = next(recipe for recipe in ADAPTIVE if recipe.name == "adaptive-orthogonal")
+    aware = craft(
+        replace(orthogonal, budget=48 / 255, settings={"steps": 30, "restarts": 2}), network, images, labels,
+        watcher=defence,
+    )  # fmt: skip
+
+    assert aware.reached.mean() > unaware + 0.2
+
+
+def test_a_forest_is_attacked_through_an_imitation_and_judged_by_itself(
+    defended, network, digits, victims, monkeypatch
+):
+    monkeypatch.setattr("detector.bundle.TRUSTED_TYPES", ("sklearn.tree._tree.Tree",))
+    clean, calibration = (next(encode_set(network, part)) for part in (digits.fitting.first(200), digits.calibration))
+    images = to_tensor(digits.fitting.pixels(slice(0, 200)), CPU)
+    attacked = craft(replace(RECIPES["pgd"], budget=48 / 255), network, images, network(images).argmax(dim=1))
+    rows = np.concatenate(
+        [FEATURES["gates"](clean), FEATURES["gates"](encode(network, to_tensor(attacked.pixels, CPU)))]
+    )
+    forest = FalseAlarmClassifier(RandomForestClassifier(30, random_state=0)).fit(rows, np.arange(len(rows)) >= 200)
+    scores = Calibration(forest.score_samples(FEATURES["gates"](calibration)))
+    bundle = add_detector(defended, replace(defended.detector_info(), features="gates"), forest.estimator_, scores, {})
+
+    known = defence_of(bundle, bundle.network(), digits.validation)
+    selective = next(recipe for recipe in ADAPTIVE if recipe.name == "adaptive-selective")
+    crafted = craft(
+        replace(selective, budget=48 / 255, settings={"steps": 20, "restarts": 1}), network, *victims, watcher=known
+    )
+
+    assert isinstance(known, Defence)
+    assert not known.exact
+    assert known.spearman > 0.5
+    evidence = encode(network, to_tensor(crafted.pixels, CPU))
+    real = forest.score_samples(FEATURES["gates"](evidence))
+    assert np.allclose(crafted.scores, real)
+    assert np.array_equal(crafted.flagged, real > known.threshold)
+    assert crafted.reached.any()
