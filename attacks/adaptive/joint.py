@@ -12,7 +12,7 @@ weight then evaded on 72 %. So that is the loss by default, and cross-entropy a 
 from torch import Tensor
 
 from attacks.adaptive.defence import Seen
-from attacks.adaptive.descent import Attempt, Slope, defence_in, descend, slope_of
+from attacks.adaptive.descent import Attempt, Slope, defence_in, descend, slope_of, stride
 from attacks.adaptive.labels import headings, label_loss, label_margin
 from attacks.problem import Problem
 from detector.errors import RequestError
@@ -29,7 +29,7 @@ class JointLoss:
         steps: int = 200,
         restarts: int = 5,
         weights: int = 5,
-        step: float = 0.125,
+        step: float = 0.25,
         loss: str = "margin",
     ) -> None:
         """An L-inf attack.
@@ -40,7 +40,8 @@ class JointLoss:
             restarts: descents for each weight; the first begins at the image itself.
             weights: how many, in equal ratios from 0.1 to 10 (1 alone where there is one), in logits per standard
                 deviation of the scores of clean images; for the cross-entropy from 0.01 to 1.
-            step: length of a step as a share of the budget.
+            step: length of a step as a share of the budget; the second restart takes half of it, the third a quarter,
+                the fourth `step` again.
             loss: of the label: `margin` or `cross-entropy`.
 
         Raises:
@@ -60,7 +61,11 @@ class JointLoss:
         middle = 1.0 if self.loss == "margin" else 0.1
         places = [2 * place / (self.weights - 1) - 1 for place in range(self.weights)] if self.weights > 1 else [0.0]
         attempts = [
-            Attempt(self._slope(problem, heading, middle * 10**place), self.step, "random" if restart else "image")
+            Attempt(
+                self._slope(problem, heading, middle * 10**place),
+                stride(self.step, restart),
+                "random" if restart else "image",
+            )
             for restart, heading in enumerate(headings(problem, self.restarts))
             for place in places
         ]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attacks.adaptive.defence import Guides, Seen
-from attacks.adaptive.descent import Attempt, Slope, defence_in, descend, slope_of
+from attacks.adaptive.descent import Attempt, Slope, defence_in, descend, slope_of, stride
 from attacks.adaptive.labels import label_loss
 from attacks.problem import Problem
 from detector.errors import RequestError
@@ -18,7 +18,7 @@ class PathMatching:
     """PGD on the distance between gate logits and those of a guide, plus a weight times the guide's cross-entropy."""
 
     def __init__(
-        self, budget: float, steps: int = 200, restarts: int = 5, step: float = 0.125, weight: float = 0.1
+        self, budget: float, steps: int = 200, restarts: int = 5, step: float = 0.25, weight: float = 0.1
     ) -> None:
         """An L-inf attack.
 
@@ -27,7 +27,8 @@ class PathMatching:
             steps: of each descent.
             restarts: descents, each to another guide: the nearest of another label, the next nearest, and so on. The
                 first begins at the image itself.
-            step: length of a step as a share of the budget.
+            step: length of a step as a share of the budget; the second restart takes half of it, the third a quarter,
+                the fourth `step` again.
             weight: of the cross-entropy to the guide's label, beside the mean square of the logits' differences, each
                 in units of its standard deviation over all guides.
         """
@@ -48,7 +49,7 @@ class PathMatching:
         ranked = _ranked(problem, gates / spread, guides, guides.gates / spread)
         attempts = [
             Attempt(
-                self._slope(problem, guides, spread, ranked[:, restart % ranked.shape[1]]), self.step,
+                self._slope(problem, guides, spread, ranked[:, restart % ranked.shape[1]]), stride(self.step, restart),
                 "random" if restart else "image",
             )
             for restart in range(self.restarts)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attacks.adaptive.defence import Seen
-from attacks.adaptive.descent import Attempt, Slope, descend, slope_of
+from attacks.adaptive.descent import Attempt, Slope, descend, slope_of, stride
 from attacks.adaptive.labels import headings, label_loss
 from attacks.problem import Problem
 
@@ -20,14 +20,15 @@ LEAD = 0.05  # the wrong label's lead, in logits, from which on the detector's g
 class SelectivePGD:
     """Towards a wrong label until it leads, then towards a low score."""
 
-    def __init__(self, budget: float, steps: int = 200, restarts: int = 5, step: float = 0.125) -> None:
+    def __init__(self, budget: float, steps: int = 200, restarts: int = 5, step: float = 0.25) -> None:
         """An L-inf attack.
 
         Args:
             budget: largest change of a pixel, in [0, 1].
             steps: of each descent.
             restarts: descents; the first begins at the image itself.
-            step: length of a step as a share of the budget.
+            step: length of a step as a share of the budget; the second restart takes half of it, the third a quarter,
+                the fourth `step` again.
         """
         self.budget = budget
         self.steps = steps
@@ -37,7 +38,7 @@ class SelectivePGD:
     def __call__(self, problem: Problem) -> Tensor:
         """The attacked images in [0, 1]."""
         attempts = [
-            Attempt(self._slope(problem, heading), self.step, "random" if restart else "image")
+            Attempt(self._slope(problem, heading), stride(self.step, restart), "random" if restart else "image")
             for restart, heading in enumerate(headings(problem, self.restarts))
         ]
         return descend(problem, self.budget, self.steps, attempts)
@@ -54,7 +55,7 @@ class SelectivePGD:
 class OrthogonalPGD:
     """The same, each gradient without its part along the other."""
 
-    def __init__(self, budget: float, steps: int = 200, restarts: int = 5, step: float = 0.125) -> None:
+    def __init__(self, budget: float, steps: int = 200, restarts: int = 5, step: float = 0.25) -> None:
         """An L-inf attack.
 
         Two restarts of four (the second and third) step along the projected gradient itself and not along its signs:
@@ -64,7 +65,8 @@ class OrthogonalPGD:
             budget: largest change of a pixel, in [0, 1].
             steps: of each descent.
             restarts: descents; the first begins at the image itself.
-            step: length of a step as a share of the budget.
+            step: length of a step as a share of the budget; the second restart takes half of it, the third a quarter,
+                the fourth `step` again.
         """
         self.budget = budget
         self.steps = steps
@@ -75,7 +77,7 @@ class OrthogonalPGD:
         """The attacked images in [0, 1]."""
         attempts = [
             Attempt(
-                self._slope(problem, heading), self.step, "random" if restart else "image",
+                self._slope(problem, heading), stride(self.step, restart), "random" if restart else "image",
                 "slope" if restart % 4 in (1, 2) else "sign",
             )
             for restart, heading in enumerate(headings(problem, self.restarts))
