@@ -1,0 +1,315 @@
+"""Our attacks beside those of foolbox and adv-lib: same network, same images, same budget and settings.
+
+    python -m benchmarks.attacks_vs_peers --weights FILE --data-dir DIR [--work DIR] [--quick] [--json FILE]
+
+The network is a published CIFAR-10 backbone (`benchmarks/published.py`), the images are the first of the fitting split
+that it gets right. Both sides' images are judged by one function here, three times: as they come (floating point),
+after rounding to 8 bits, and, for attacks that seek the smallest change, rounded after both were made longer by the
+same rule until they survive the rounding (`attacks.minimum_norm.overshoot`).
+
+**Which the bar uses.** Success counts after rounding, because an image is stored and sent in 8 bits: for attacks with
+a budget the bar is on rounded images as they come. An attack that seeks the smallest change stops on the boundary, and
+rounding undoes that by chance; held against it as it comes, ours, which looks for what survives, would win without
+being better, and medians would be over other images. So there the bar is on both after the same lengthening.
+
+Each batch of each attack is kept in the work folder, and the same command goes on from there: theirs are redone where
+the library, its settings, the images or the weights change, ours also where the code in `attacks/` does.
+
+A second table sets AutoAttack beside a PGD of 100 steps and 10 restarts on a small network that is made robust here,
+by adversarial training of about a minute.
+"""
+
+import hashlib
+import json as json_format
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import typer
+from torch import Tensor, nn
+
+from attacks.draws import Draws, seed_of
+from attacks.methods.minimum_norm import overshoot
+from attacks.problem import Problem, Victim, rounded
+from attacks.recipes import RECIPES, Recipe
+from attacks.report_pictures import NORM_NAMES
+from benchmarks.peers import Peer, library_version, peers_of
+from benchmarks.published import load_published, right_images
+from benchmarks.report import Row, print_rows, write_rows
+from benchmarks.robust import robust_rows
+from detector.batches import to_tensor
+from detector.datasets import ImageSet
+from detector.files import sha256_of, write_whole
+from pathguard.tables import show
+
+COMPARED = (
+    "fgsm", "fgsm-1", "bim-1", "mi-fgsm-1", "pgd", "pgd-1", "pgd-l2", "apgd-ce-1", "apgd-dlr-1", "apgd-l2", "deepfool",
+    "fmn", "cw", "fmn-l1", "ead", "hopskipjump",
+)  # fmt: skip
+QUICK = ("fgsm-1", "pgd-1", "deepfool")
+OURS = "pathguard"
+BATCH = 50
+ORDERS = {"linf": float("inf"), "l2": 2.0, "l1": 1.0, "l0": 0.0}
+
+Flags = npt.NDArray[np.bool_]
+Values = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One kind of images of one attack.
+
+    Attributes:
+        fooled: whether the network is wrong, `(images,)`.
+        distance: in the attack's norm, `(images,)`.
+    """
+
+    fooled: Flags
+    distance: Values
+
+    @property
+    def success(self) -> float:
+        """Share of images that fooled the network, in percent."""
+        return 100 * float(self.fooled.mean())
+
+    @property
+    def median(self) -> float:
+        """Median distance of those that did; NaN where none did."""
+        return float(np.median(self.distance[self.fooled])) if self.fooled.any() else float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one attack of one library.
+
+    Attributes:
+        before: its images as they come.
+        after: rounded to 8 bits.
+        lengthened: rounded after being made longer until they survive that; the same as `after` with a budget.
+        seconds: for all images.
+    """
+
+    before: Judged
+    after: Judged
+    lengthened: Judged
+    seconds: float
+
+    def barred(self, recipe: Recipe) -> Judged:
+        """The images that the bar is about."""
+        return self.after if recipe.budget is not None else self.lengthened
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One of our recipes beside one attack of another library.
+
+    Attributes:
+        recipe: ours.
+        peer: theirs.
+        ours: what became of ours.
+        theirs: what became of theirs, on the same images.
+    """
+
+    recipe: Recipe
+    peer: Peer
+    ours: Outcome
+    theirs: Outcome
+
+    def rows(self) -> list[Row]:
+        """Success and distance, each with its bar."""
+        ours, theirs = self.ours.barred(self.recipe), self.theirs.barred(self.recipe)
+        what = f"{self.recipe.name} against {self.peer.library} {self.peer.name.partition('(')[0]}"
+        norm = NORM_NAMES[self.recipe.norm]
+        return [
+            Row(figure=f"{what}: success below theirs, points", value=theirs.success - ours.success, bar=2.0),
+            Row(figure=f"{what}: median {norm} / theirs", value=_ratio(ours.median, theirs.median), bar=1.05),
+        ]
+
+
+def main(
+    weights: Annotated[Path, typer.Option(help="Published weights, such as resnet20-12fca82f.th.")],
+    data_dir: Annotated[Path | None, typer.Option(help="Where CIFAR-10 lies; else cache or download.")] = None,
+    work: Annotated[Path, typer.Option(help="Folder of finished batches.")] = Path("out/peers"),
+    images: Annotated[int, typer.Option(help="Images to attack.", min=1)] = 500,
+    only: Annotated[str, typer.Option(help="Our recipes to compare, by commas.")] = ",".join(COMPARED),
+    theirs_first: Annotated[bool, typer.Option(help="Run all other libraries before ours.")] = False,
+    quick: Annotated[bool, typer.Option(help="Under a minute: few attacks and images.")] = False,
+    markdown: Annotated[Path | None, typer.Option(help="File for the table as it stands in the docs.")] = None,
+    json: Annotated[Path | None, typer.Option(help="File for the rows {figure, value, bar, met}.")] = None,
+) -> None:
+    """Compare and print."""
+    names = QUICK if quick else [name.strip() for name in only.split(",")]
+    bench = Bench.on(weights, data_dir, 10 if quick else images, work)
+    wanted = [RECIPES[name] for name in names]
+    for recipe in wanted if theirs_first else ():
+        for peer in peers_of(recipe):
+            bench.outcome(recipe, peer)
+    found = [comparison for recipe in wanted for comparison in bench.compare(recipe)]
+    title = f"{weights.name}, {len(bench.images)} images"
+    lines = [
+        {name: text.replace("*", "").replace("`", "") for name, text in line.items()} for line in columns_of(found)
+    ]
+    show(f"{title}: share fooled, median distance of those", lines)
+    rows = [row for comparison in found for row in comparison.rows()]
+    rows += robust_rows(data_dir, quick)
+    print_rows(f"{title}; a success 2 points lower or a median 5 % larger than theirs is a miss", rows)
+    if markdown is not None:
+        markdown.write_text(as_markdown(found), encoding="utf-8")
+    if json is not None:
+        write_rows(json, rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What all attacks of a comparison have in common.
+
+    Attributes:
+        network: in evaluation mode, weights fixed.
+        images: to attack; the network is right on all of them.
+        work: folder of finished batches.
+        weights: SHA-256 of the network's file.
+    """
+
+    network: nn.Module
+    images: ImageSet
+    work: Path
+    weights: str
+
+    @classmethod
+    def on(cls, weights: Path, data_dir: Path | None, count: int, work: Path) -> "Bench":
+        """A published network, and the first images that it gets right."""
+        network = load_published(weights).requires_grad_(False)
+        images = right_images(network, data_dir, count)
+        return cls(network, images, work, sha256_of(weights))
+
+    def compare(self, recipe: Recipe) -> Iterator[Comparison]:
+        """One comparison for each attack that another library has of this kind."""
+        peers = peers_of(recipe)
+        if not peers:
+            return
+        ours = self.outcome(recipe, None)
+        for peer in peers:
+            yield Comparison(recipe, peer, ours, self.outcome(recipe, peer))
+
+    def outcome(self, recipe: Recipe, peer: Peer | None) -> Outcome:
+        """Attack all images by `peer`, or by ours where it is None; what the work folder holds is not done again."""
+        library = OURS if peer is None else peer.library
+        about = {
+            "weights": self.weights,
+            "library": library,
+            "version": _code_digest(recipe) if peer is None else library_version(library),
+            "called": recipe.parameters if peer is None else peer.name,
+        }
+        parts = []
+        for start in range(0, len(self.images), BATCH):
+            batch = self.images.subset(slice(start, start + BATCH))
+            key = json_format.dumps({**about, "ids": batch.ids.tolist()}, sort_keys=True)
+            digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+            file = self.work / f"{recipe.name}-{library}-{start:04d}-{digest}.json"
+            if not file.exists():
+                part = self._attack(recipe, batch, peer)
+                write_whole(file, json_format.dumps({**about, **part}).encode())
+                print(f"{recipe.name} by {library}: {start + len(batch)} of {len(self.images)} images", flush=True)
+            parts.append(json_format.loads(file.read_bytes()))
+        return _joined(parts)
+
+    def _attack(self, recipe: Recipe, batch: ImageSet, peer: Peer | None) -> dict[str, object]:
+        """Attack one batch: success and distance of each image and kind, and the seconds that it took."""
+        images = to_tensor(batch.pixels(slice(None)), torch.device("cpu"))
+        labels = torch.from_numpy(batch.labels)
+        problem = _problem(self.network, batch, images, labels)
+        torch.manual_seed(int(batch.ids[0]))  # theirs draw from the global generator
+        began = time.perf_counter()
+        made = recipe.attack()(problem) if peer is None else peer.attack(self.network, images, labels)
+        seconds = time.perf_counter() - began
+        made = made.detach().clamp(0, 1)
+        kinds = {"before": made, "after": rounded(made)}
+        if recipe.budget is None:
+            kinds["lengthened"] = rounded(overshoot(_problem(self.network, batch, images, labels), made))
+        order = ORDERS[recipe.norm or "l2"]
+        judged: dict[str, object] = {"seconds": seconds}
+        with torch.no_grad():
+            for kind, points in kinds.items():
+                change = (points - images).flatten(1)
+                judged[kind] = {
+                    "fooled": (self.network(points).argmax(dim=1) != labels).tolist(),
+                    "distance": torch.linalg.vector_norm(change, order, dim=1).tolist(),
+                }
+        return judged
+
+
+def _problem(network: nn.Module, batch: ImageSet, images: Tensor, labels: Tensor) -> Problem:
+    """The images as our attacks take them, with fresh random numbers."""
+    draws = Draws([seed_of(0, int(index)) for index in batch.ids], images.device, images.dtype)
+    return Problem(Victim(network, len(images)), images, labels, None, draws, batch.ids)
+
+
+def _code_digest(recipe: Recipe) -> str:
+    """Of the source of a recipe's attack and of what that imports from `attacks`."""
+    module = sys.modules[type(recipe.attack()).__module__]
+    names = {module.__name__, *(getattr(value, "__module__", None) or "" for value in vars(module).values())}
+    files = [Path(str(sys.modules[name].__file__)) for name in sorted(names) if name.startswith("attacks.")]
+    return hashlib.sha256("".join(sha256_of(file) for file in files).encode()).hexdigest()[:16]
+
+
+def _joined(parts: Sequence[Mapping[str, Any]]) -> Outcome:
+    def of(kind: str) -> Judged:
+        return Judged(
+            np.concatenate([np.array(part[kind]["fooled"], bool) for part in parts]),
+            np.concatenate([np.array(part[kind]["distance"], float) for part in parts]),
+        )
+
+    before, after = of("before"), of("after")
+    lengthened = of("lengthened") if "lengthened" in parts[0] else after
+    return Outcome(before, after, lengthened, sum(part["seconds"] for part in parts))
+
+
+def _ratio(ours: float, theirs: float) -> float | None:
+    return ours / theirs if math.isfinite(ours) and math.isfinite(theirs) and theirs > 0 else None
+
+
+def columns_of(comparisons: Sequence[Comparison]) -> list[dict[str, str]]:
+    """What is printed and documented: a line for each library's attack, ours above those it is compared with."""
+    lines: list[dict[str, str]] = []
+    for place, comparison in enumerate(comparisons):
+        if place == 0 or comparisons[place - 1].recipe.name != comparison.recipe.name:
+            lines.append(_line(comparison.recipe, f"**ours** `{comparison.recipe.name}`", comparison.ours))
+        name = f"{comparison.peer.library} `{comparison.peer.name.partition('(')[0]}`"
+        lines.append(_line(comparison.recipe, name, comparison.theirs))
+    return lines
+
+
+def _line(recipe: Recipe, attack: str, outcome: Outcome) -> dict[str, str]:
+    scale, unit = (255.0, " / 255") if recipe.norm == "linf" else (1.0, "")
+
+    def said(judged: Judged) -> str:
+        median = f"{scale * judged.median:.3f}" if math.isfinite(judged.median) else "-"
+        return f"{judged.success:.1f} %, {median}"
+
+    return {
+        "attack": attack,
+        "norm": f"{NORM_NAMES[recipe.norm]}{unit}",
+        "before rounding": said(outcome.before),
+        "after": said(outcome.after),
+        "made to survive it": said(outcome.lengthened) if recipe.budget is None else "",
+        "ms an image": f"{1000 * outcome.seconds / len(outcome.after.fooled):.0f}",
+    }
+
+
+def as_markdown(comparisons: Sequence[Comparison]) -> str:
+    """The table of the docs: success and median distance of those that fooled, three times."""
+    lines = columns_of(comparisons)
+    heads = list(lines[0])
+    rows = ["| " + " | ".join(line[head] for head in heads) + " |" for line in lines]
+    return "\n".join(["| " + " | ".join(heads) + " |", "| " + " | ".join("---" for _ in heads) + " |", *rows]) + "\n"
+
+
+if __name__ == "__main__":
+    typer.run(main)
