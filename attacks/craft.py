@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.draws import Draws, seed_of
-from attacks.problem import Problem, Victim, Watcher, margin_over_others, rounded
+from attacks.problem import Problem, Victim, Watcher, rounded
 from attacks.recipes import Recipe, TargetRule
 from detector.batches import to_pixels
 from detector.decouple import GatedNet
@@ -19,6 +19,7 @@ from detector.errors import RequestError
 from detector.images import Pixels
 
 NO_TARGET = -1
+BATCH = 500
 
 
 class ProbabilitiesWarning(UserWarning):
@@ -35,6 +36,8 @@ class Crafted:
         fooled: whether that label is wrong, `(images,)`; measured after rounding.
         reached: whether the attack's own goal is reached, `(images,)`: the target where there is one, unseen by the
             detector where the attack knows it, else the same as `fooled`.
+        flagged: whether the detector flags them, `(images,)`; False where the attack knows no detector.
+        scores: the detector's, `float64`, `(images,)`; NaN where the attack knows no detector.
         targets: the label that the attack was to reach, -1 where any wrong one would do, `int64`, `(images,)`.
         linf: largest change of a pixel, in [0, 1], `float32`, `(images,)`.
         l2: Euclidean length of the change, pixels in [0, 1], `float32`, `(images,)`.
@@ -49,6 +52,8 @@ class Crafted:
     predicted: npt.NDArray[np.int64]
     fooled: npt.NDArray[np.bool_]
     reached: npt.NDArray[np.bool_]
+    flagged: npt.NDArray[np.bool_]
+    scores: npt.NDArray[np.float64]
     targets: npt.NDArray[np.int64]
     linf: npt.NDArray[np.float32]
     l2: npt.NDArray[np.float32]
@@ -62,7 +67,7 @@ class Crafted:
 def craft(
     recipe: Recipe, network: nn.Module, images: Tensor, labels: Tensor, seed: int = 0,
     ids: npt.NDArray[np.int64] | None = None, targets: Tensor | None = None, backbone: nn.Module | None = None,
-    watcher: Watcher | None = None,
+    watcher: Watcher | None = None, lengths: npt.NDArray[np.float32] | None = None,
 ) -> Crafted:  # fmt: skip
     """Attack `images`, which `network` gets right.
 
@@ -79,22 +84,24 @@ def craft(
         targets: labels to reach, `(batch,)`; None to choose them by the recipe's rule, if it has one.
         backbone: the plain network, for recipes that work on it.
         watcher: the detector, for attacks that know it.
+        lengths: L2 lengths of the changes that noise is to match, pixels in [0, 1], `(batch,)`.
 
     Raises:
         RequestError: an image is not finite or leaves [0, 1], a label or target is none of the network's classes, a
-            target is the right label, the budget is larger than any change, or there is no backbone to work on.
+            target is the right label, the budget is larger than any change, or the backbone or detector that the
+            recipe needs is missing.
     """
     images, labels = images.detach().contiguous(), labels.detach()
     ids = np.arange(len(images)) if ids is None else ids
     _check_images(recipe, images)
-    attacked_network = network
-    if recipe.source == "backbone":
-        if backbone is None:
-            raise RequestError(f"expected a plain backbone for {recipe.name} to work on, got none")
-        attacked_network = backbone
-    with _as_an_attacker_sees(network), _as_an_attacker_sees(attacked_network):
-        with torch.no_grad():
-            logits = torch.cat([attacked_network(part) for part in images.split(500)])
+    if recipe.source == "backbone" and backbone is None:
+        raise RequestError(f"expected a plain backbone for {recipe.name} to work on, got none")
+    if recipe.knows_detector and watcher is None:
+        raise RequestError(f"expected a detector for {recipe.name} to evade, got none; run `pathguard fit`")
+    known = watcher if recipe.knows_detector else None
+    attacked = backbone if recipe.source == "backbone" and backbone is not None else network
+    with _as_an_attacker_sees(network), _as_an_attacker_sees(attacked):
+        logits = _in_parts(network, images)
         _check_labels("labels", labels, logits)
         _warn_of_probabilities(logits)
         if targets is None and recipe.target is not None:
@@ -102,27 +109,32 @@ def craft(
         if targets is not None:
             _check_labels("targets", targets, logits)
             if (targets == labels).any():
-                raise RequestError(
-                    f"expected targets that differ from the right labels, got {labels[targets == labels][0]}"
-                )
+                same = labels[targets == labels][0]
+                raise RequestError(f"expected a target that differs from the right label, got {same} for both")
         seeds = [seed_of(seed, int(index)) for index in ids]
-        victim = Victim(attacked_network, len(images))
-        problem = Problem(victim, images, labels, targets, Draws(seeds, images.device, images.dtype), ids, watcher)
-        frozen = recipe.gates == "frozen" and isinstance(attacked_network, GatedNet)
-        with attacked_network.frozen_gates() if frozen else nullcontext():
-            attacked = recipe.attack()(problem)
-        pixels = to_pixels(attacked)
-        final = rounded(attacked)
-        judged = Problem(Victim(network, len(images)), images, labels, targets, problem.draws, ids, watcher)
-        with torch.no_grad():
-            predicted = torch.cat([network(part) for part in final.split(500)]).argmax(dim=1)
-            reached = torch.cat([judged.goal_of(final[rows], rows) for rows in judged.all_rows().split(500)])
+        draws = Draws(seeds, images.device, images.dtype)
+        victim = Victim(attacked, len(images))
+        gated = attacked if isinstance(attacked, GatedNet) and recipe.gates == "frozen" else None
+        with gated.frozen_gates() if gated else nullcontext():
+            wanted = None if lengths is None else torch.from_numpy(lengths).to(images)
+            points = recipe.attack()(Problem(victim, images, labels, targets, draws, ids, known, wanted))
+        final = rounded(points)
+        logits = _in_parts(network, final)
+        predicted = logits.argmax(dim=1)
+        judged = Problem(Victim(network, len(images)), images, labels, targets, draws, ids)
+        reached = judged.is_wanted(predicted, judged.all_rows())
+        flagged, scores = torch.zeros_like(reached), torch.full_like(logits[:, 0], float("nan"))
+        if known is not None:
+            scores = torch.cat([known.judge(part)[1] for part in final.split(BATCH)])
+            flagged = scores > known.threshold
     change = (final - images).flatten(1)
     return Crafted(
-        pixels=pixels,
+        pixels=to_pixels(final),
         predicted=predicted.cpu().numpy(),
         fooled=(predicted != labels).cpu().numpy(),
-        reached=reached.cpu().numpy(),
+        reached=(reached & ~flagged).cpu().numpy(),
+        flagged=flagged.cpu().numpy(),
+        scores=scores.double().cpu().numpy(),
         targets=np.full(len(images), NO_TARGET, np.int64) if targets is None else targets.cpu().numpy(),
         linf=change.abs().amax(dim=1).float().cpu().numpy(),
         l2=change.norm(dim=1).float().cpu().numpy(),
@@ -132,6 +144,12 @@ def craft(
         gradients=victim.gradients,
         seeds=np.array(seeds, np.int64),
     )
+
+
+def _in_parts(network: nn.Module, images: Tensor) -> Tensor:
+    """Logits of any number of images, `(images, classes)`."""
+    with torch.no_grad():
+        return torch.cat([network(part) for part in images.split(BATCH)])
 
 
 def _check_images(recipe: Recipe, images: Tensor) -> None:

@@ -18,8 +18,8 @@ class Watcher(Protocol):
     def threshold(self) -> float:
         """Images with scores above it are flagged."""
 
-    def read(self, network: nn.Module, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits `(batch, classes)` and detector scores `(batch,)` of images in [0, 1], in one pass of the network."""
+    def judge(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """What is served: labels `(batch,)` and the detector's real scores `(batch,)` of images in [0, 1]."""
 
 
 class Victim:
@@ -65,6 +65,7 @@ class Problem:
         draws: random numbers, image by image.
         ids: index of each image in its source, `int64`, `(batch,)`.
         watcher: the detector, for attacks that know it; None for all others.
+        lengths: L2 length that each image's change is to have, `(batch,)`; None for all but matched noise.
     """
 
     network: Victim
@@ -74,6 +75,7 @@ class Problem:
     draws: Draws
     ids: npt.NDArray[np.int64]
     watcher: Watcher | None = None
+    lengths: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -100,12 +102,15 @@ class Problem:
         """Whether `points` as they are reach the goal, `(rows,)`."""
         if self.watcher is None:
             return self.is_goal(self.network(points, rows), rows)
-        logits, scores = self.watcher.read(self.network.network, self.network.counted(points, rows))
-        return self.is_goal(logits, rows) & (scores <= self.watcher.threshold)
+        predicted, scores = self.watcher.judge(self.network.counted(points, rows))
+        return self.is_wanted(predicted, rows) & (scores <= self.watcher.threshold)
 
     def is_goal(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Whether these logits give the label that the attack wants: any wrong one, or the target, `(rows,)`."""
-        predicted = logits.argmax(dim=1)
+        return self.is_wanted(logits.argmax(dim=1), rows)
+
+    def is_wanted(self, predicted: Tensor, rows: Tensor) -> Tensor:
+        """Whether the attack wants these labels, `(rows,)`."""
         return predicted != self.labels[rows] if self.targets is None else predicted == self.targets[rows]
 
 

@@ -10,8 +10,12 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
+from attacks.methods.auto import AutoAttack, AutoPGD
 from attacks.methods.gradient import Ascent
+from attacks.methods.library import DDN, HopSkipJump, onepixel
 from attacks.methods.minimum_norm import CarliniWagner, DeepFool
+from attacks.methods.sparse import ElasticNet, SaliencyMap, SparseFool
+from attacks.methods.square import Square
 from attacks.problem import Problem
 from detector.errors import RequestError
 
@@ -22,6 +26,12 @@ Source = Literal["decoupled", "backbone"]
 Setting = int | float | str | bool
 Attack = Callable[[Problem], Tensor]
 EPSILONS = (1, 2, 4, 8)  # / 255
+
+PGD: Mapping[str, Setting] = {"steps": 10, "step": 0.25}
+TO_THE_END: Mapping[str, Setting] = {**PGD, "stop": False}
+MI_FGSM: Mapping[str, Setting] = {"steps": 10, "step": 0.25, "momentum": 1.0}
+APGD: Mapping[str, Setting] = {"steps": 100}
+OFFICIAL: Mapping[str, Setting] = {"steps": 100, "targets": 9, "queries": 5000}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +48,8 @@ class Recipe:
         target: how the label to reach is chosen, from the network's logits; None where any wrong label will do.
         gates: whether gradients pass the gates of a decoupled network straight through, or see none of them.
         source: the network that the attack works on; what it makes is always judged on the decoupled one.
+        knows_detector: whether it works against the detector too: its goal is then a wrong label that is not flagged.
+        matches: name of the recipe whose changes' L2 lengths it takes over, for noise; None for all others.
         costly: whether it takes seconds for one image, so that suites run it on few.
         images: attack at most this many images of each split; None for all. No parameter of the attack: a later run
             may ask for more.
@@ -51,6 +63,8 @@ class Recipe:
     target: TargetRule | None = None
     gates: Gates = "straight-through"
     source: Source = "decoupled"
+    knows_detector: bool = False
+    matches: str | None = None
     costly: bool = False
     images: int | None = None
 
@@ -89,14 +103,38 @@ def on_grid(recipe: Recipe) -> Iterator[Recipe]:
         yield replace(recipe, name=name, budget=epsilon / 255)
 
 
+EIGHT, HALF = 8 / 255, 0.5
 RECIPES: Mapping[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
-        *on_grid(Recipe("fgsm", "linf", 8 / 255, lambda eps: Ascent("linf", eps, steps=1, step=1.0))),
-        *on_grid(Recipe("pgd", "linf", 8 / 255, lambda eps, **s: Ascent("linf", eps, start=True, **s), {"steps": 10})),
-        Recipe("pgd-l2", "l2", 0.5, lambda eps, **s: Ascent("l2", eps, start=True, **s), {"steps": 10}),
-        Recipe("cw", "l2", None, CarliniWagner, {"steps": 100, "searches": 6}),
-        Recipe("deepfool", "l2", None, DeepFool, {"steps": 30}),
+        *on_grid(Recipe("fgsm", "linf", EIGHT, lambda eps: Ascent("linf", eps, steps=1, step=1.0))),
+        *on_grid(Recipe("bim", "linf", EIGHT, lambda eps, **s: Ascent("linf", eps, **s), {"steps": 10, "step": 0.25})),
+        *on_grid(Recipe("pgd", "linf", EIGHT, lambda eps, **s: Ascent("linf", eps, start=True, **s), PGD)),
+        *on_grid(Recipe("mi-fgsm", "linf", EIGHT, lambda eps, **s: Ascent("linf", eps, **s), MI_FGSM)),
+        *on_grid(Recipe("apgd-ce", "linf", EIGHT, lambda eps, **s: AutoPGD("linf", eps, "ce", **s), APGD)),
+        *on_grid(Recipe("apgd-dlr", "linf", EIGHT, lambda eps, **s: AutoPGD("linf", eps, "dlr", **s), APGD)),
+        *on_grid(Recipe("autoattack", "linf", EIGHT, AutoAttack, OFFICIAL, costly=True)),
+        *on_grid(Recipe("square", "linf", EIGHT, Square, {"queries": 1000})),
+        Recipe("pgd-l2", "l2", HALF, lambda eps, **s: Ascent("l2", eps, start=True, **s), PGD),
+        Recipe("apgd-l2", "l2", HALF, lambda eps, **s: AutoPGD("l2", eps, "ce", **s), APGD),
+        Recipe("deepfool", "l2", None, DeepFool, {"steps": 50}),
+        Recipe("cw", "l2", None, CarliniWagner, {"steps": 50, "searches": 5}),
+        Recipe("ddn", "l2", None, DDN, {"steps": 100}),
+        Recipe("hopskipjump", "l2", None, HopSkipJump, {"steps": 20}, costly=True),
+        Recipe("ead", "l1", None, ElasticNet, {"steps": 50, "searches": 5}),
+        Recipe("jsma", "l0", None, SaliencyMap, {"share": 0.1}, target="runner-up", costly=True),
+        Recipe("sparsefool", "l0", None, SparseFool, {"steps": 10, "reach": 3.0}),
+        Recipe("onepixel", "l0", None, onepixel, {"pixels": 1, "steps": 30, "population": 100}, costly=True),
+        Recipe("pgd-targeted", "linf", EIGHT, lambda eps, **s: Ascent("linf", eps, start=True, **s), PGD, "random"),
+        Recipe("cw-targeted", "l2", None, CarliniWagner, {"steps": 50, "searches": 5}, "random"),
+        Recipe("pgd-frozen", "linf", EIGHT, lambda eps, **s: Ascent("linf", eps, start=True, **s), PGD, gates="frozen"),
+        Recipe("cw-frozen", "l2", None, CarliniWagner, {"steps": 50, "searches": 5}, gates="frozen"),
+        Recipe("fgsm-transfer", "linf", EIGHT, lambda eps: Ascent("linf", eps, steps=1, step=1.0), source="backbone"),
+        Recipe("pgd-transfer", "linf", EIGHT, lambda eps, **s: Ascent("linf", eps, start=True, **s), TO_THE_END,
+               source="backbone"),
+        Recipe("mi-fgsm-transfer", "linf", EIGHT, lambda eps, **s: Ascent("linf", eps, **s),
+               {**MI_FGSM, "stop": False}, source="backbone"),
+        Recipe("pgd-end", "linf", EIGHT, lambda eps, **s: Ascent("linf", eps, start=True, **s), TO_THE_END),
     )
 }  # fmt: skip
 

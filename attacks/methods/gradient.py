@@ -86,7 +86,8 @@ def steepest(gradient: Tensor, norm: str) -> Tensor:
     """The change of length 1 in `norm` along which a loss with this gradient grows most."""
     if norm == "linf":
         return gradient.sign()
-    return gradient / gradient.flatten(1).norm(dim=1).clamp_min(1e-30)[:, None, None, None]
+    direction: Tensor = gradient / gradient.flatten(1).norm(dim=1).clamp_min(1e-30)[:, None, None, None]
+    return direction
 
 
 def project(points: Tensor, origin: Tensor, norm: str, budget: float) -> Tensor:
@@ -95,7 +96,8 @@ def project(points: Tensor, origin: Tensor, norm: str, budget: float) -> Tensor:
         return torch.minimum(torch.maximum(points, origin - budget), origin + budget).clamp_(0, 1)
     change = points - origin
     length = change.flatten(1).norm(dim=1).clamp_min(1e-30)
-    return (origin + change * (budget / length).clamp_max(1)[:, None, None, None]).clamp_(0, 1)
+    inside: Tensor = (origin + change * (budget / length).clamp_max(1)[:, None, None, None]).clamp_(0, 1)
+    return inside
 
 
 def random_start(problem: Problem, rows: Tensor, norm: str, budget: float) -> Tensor:

@@ -1,3 +1,5 @@
+import re
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -15,33 +17,66 @@ from detector.schedule import Schedule
 from detector.stages import make_backbone, make_decoupled
 from tests.oracles import MeanBoundary, NeverFooled, grey_images
 
-every_recipe = pytest.mark.parametrize("recipe", RECIPES.values(), ids=lambda recipe: recipe.name)
-bounded = pytest.mark.parametrize(
-    "recipe", [recipe for recipe in RECIPES.values() if recipe.budget], ids=lambda recipe: recipe.name
-)
 PIXELS = 144
+# What takes thousands of queries is tried with fewer: the code is the same.
+SHORT = {
+    "autoattack": {"steps": 20, "targets": 2, "queries": 200},
+    "apgd": {"steps": 30},
+    "square": {"queries": 500},
+    "hopskipjump": {"steps": 3},
+    "onepixel": {"pixels": 2, "steps": 2, "population": 8},
+    "ead": {"steps": 50},
+    "ddn": {"steps": 60},
+    "cw": {"steps": 30, "searches": 4},
+    "jsma": {"share": 1.0},
+}
+# Attacks by luck, or in steps so coarse that the oracle's boundary is no test of them: success on it is not promised.
+NO_PROMISE = {"onepixel"}
+
+
+def short(recipe: Recipe) -> Recipe:
+    settings = next((SHORT[kind] for kind in SHORT if recipe.name.startswith(kind)), {})
+    return replace(recipe, settings={**recipe.settings, **settings})
+
+
+def of(recipes: Iterable[Recipe]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("recipe", [short(r) for r in recipes], ids=lambda recipe: recipe.name)
+
+
+ON_GRID = re.compile(r"-[124]$")
+every_recipe = of(recipe for recipe in RECIPES.values() if not ON_GRID.search(recipe.name))
+bounded = of(recipe for recipe in RECIPES.values() if recipe.budget is not None)
 
 
 def distance_in_pixel_levels(recipe: Recipe, share: float) -> float:
     """How far the mean pixel is from the boundary when the boundary lies at `share` times the recipe's budget."""
-    budget = recipe.budget if recipe.budget is not None else 0.5
+    budget = recipe.budget if recipe.budget is not None else 0.3
     return share * (budget if recipe.norm == "linf" else budget / PIXELS**0.5)
+
+
+def attack(recipe, network, images, labels, **rest):
+    """Two classes leave one target, and the oracle is its own backbone."""
+    targets = 1 - labels if recipe.target and network(images[:1]).shape[1] == 2 else None
+    return craft(recipe, network, images, labels, targets=targets, backbone=network, **rest)
 
 
 @every_recipe
 def test_reaches_a_boundary_inside_the_budget(recipe):
+    if recipe.name in NO_PROMISE:
+        pytest.skip("no promise")
     images = grey_images(0.5 - distance_in_pixel_levels(recipe, 0.5))
 
-    crafted = craft(recipe, MeanBoundary(0.5), images, torch.zeros(4, dtype=torch.long))
+    crafted = attack(recipe, MeanBoundary(0.5), images, torch.zeros(4, dtype=torch.long))
 
     assert crafted.fooled.all()
+    assert crafted.reached.all()
 
 
 @bounded
 def test_cannot_reach_a_boundary_outside_the_budget(recipe):
     images = grey_images(0.5 - distance_in_pixel_levels(recipe, 1.2))
 
-    crafted = craft(recipe, MeanBoundary(0.5), images, torch.zeros(4, dtype=torch.long))
+    crafted = attack(recipe, MeanBoundary(0.5), images, torch.zeros(4, dtype=torch.long))
 
     assert not crafted.fooled.any()
 
@@ -51,7 +86,7 @@ def test_no_image_leaves_its_budget_by_more_than_rounding(recipe):
     network = build_network("resnet8", 1, 10).eval()
     images = torch.rand(6, 1, 8, 8)
 
-    crafted = craft(recipe, network, images, network(images).argmax(dim=1))
+    crafted = attack(recipe, network, images, network(images).argmax(dim=1))
 
     half_a_level = 0.5 / 255
     size, slack = (
@@ -62,7 +97,7 @@ def test_no_image_leaves_its_budget_by_more_than_rounding(recipe):
 
 @every_recipe
 def test_a_network_that_cannot_be_fooled_is_not_said_to_be(recipe):
-    crafted = craft(recipe, NeverFooled(), grey_images(0.4), torch.zeros(4, dtype=torch.long))
+    crafted = attack(recipe, NeverFooled(), grey_images(0.4, size=6), torch.zeros(4, dtype=torch.long))
 
     assert not crafted.fooled.any()
 
@@ -138,16 +173,16 @@ def test_the_same_seed_gives_the_same_images(recipe):
     images = torch.rand(3, 1, 8, 8)
     labels = network(images).argmax(dim=1)
 
-    one, two = (craft(recipe, network, images, labels, seed=7) for _ in range(2))
+    one, two = (attack(recipe, network, images, labels, seed=7) for _ in range(2))
 
     assert np.array_equal(one.pixels, two.pixels)
 
 
 def test_another_seed_gives_other_images_where_an_attack_draws_at_random():
-    images = grey_images(0.5 - 1.2 * 8 / 255)
+    images = grey_images(0.5 - 0.9 * 8 / 255)
     labels = torch.zeros(4, dtype=torch.long)
 
-    one, other = (craft(RECIPES["pgd"], MeanBoundary(0.5), images, labels, seed=seed).pixels for seed in (1, 2))
+    one, other = (craft(RECIPES["square"], MeanBoundary(0.5), images, labels, seed=seed).pixels for seed in (1, 2))
 
     assert not np.array_equal(one, other)
 
@@ -207,7 +242,7 @@ def test_images_that_are_not_contiguous_are_taken(recipe):
     network = build_network("resnet8", 1, 10).eval()
     images = torch.rand(2, 8, 8, 1).permute(0, 3, 1, 2)
 
-    assert craft(recipe, network, images, network(images).argmax(dim=1)).pixels.shape == (2, 8, 8, 1)
+    assert attack(recipe, network, images, network(images).argmax(dim=1)).pixels.shape == (2, 8, 8, 1)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +261,7 @@ def test_bad_images_and_labels_are_refused(images, labels, message):
 
 def test_recipes_come_by_name_once_each_and_an_unknown_one_lists_the_known():
     assert [recipe.name for recipe in recipes_named("pgd, fgsm,pgd")] == ["pgd", "fgsm"]
-    with pytest.raises(RequestError, match="expected attacks of fgsm, pgd, .*; got magic"):
+    with pytest.raises(RequestError, match="expected attacks of fgsm-1, fgsm-2, .*; got magic"):
         recipes_named("fgsm,magic")
     with pytest.raises(RequestError, match="got none"):
         recipes_named(" ,")
