@@ -1,8 +1,10 @@
 """Many recipes over many images: what is missing in the store is crafted, what is there is left alone."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -41,6 +43,7 @@ def run_attacks(
     listen: Callable[[Campaign], None],
     backbone: nn.Module | None = None,
     watcher: Watcher | None = None,
+    detector: str | None = None,
 ) -> None:
     """Attack the images of `splits` that `network` gets right, shard by shard, into `store`.
 
@@ -55,10 +58,12 @@ def run_attacks(
         listen: called at the start and after every shard.
         backbone: the plain network, for transfer attacks.
         watcher: the detector, for attacks that know it.
+        detector: what tells that detector from others; noted with the parameters of these attacks.
 
     Raises:
         ArtifactError: the store holds attacks of the same name with other parameters.
-        DataError: the network gets no image right, or the disk is full.
+        DataError: attacks whose length noise is to have are missing, the network gets no image right, or the disk is
+            full.
     """
     size = store.origin.shard_images
     right = {name: images.subset(rightly_classified(network, images)) for name, images in splits.items()}
@@ -72,10 +77,11 @@ def run_attacks(
         keep_clean(store.folder, name, images)
     finished = store.records()
     for recipe in recipes:
-        other = [r for key, r in finished.items() if key.recipe == recipe.name and r.parameters != recipe.parameters]
+        wanted = _parameters(recipe, detector)
+        other = [r for key, r in finished.items() if key.recipe == recipe.name and r.parameters != wanted]
         if other:
             raise ArtifactError(
-                f"expected attacks by {recipe.name} with {recipe.parameters}, got {store.folder} with "
+                f"expected attacks by {recipe.name} with {wanted}, got {store.folder} with "
                 f"{other[0].parameters}; give another folder"
             )
     total, missing = 0, []
@@ -93,9 +99,27 @@ def run_attacks(
     for recipe, key, shard in missing:
         pixels = to_tensor(shard.pixels(slice(None)), device_of(network))
         labels = torch.from_numpy(shard.labels).to(pixels.device)
+        lengths = None if recipe.matches is None else _lengths(store, replace(key, recipe=recipe.matches), shard.ids)
         crafted = craft(
-            recipe, network, pixels, labels, store.origin.seed, shard.ids, backbone=backbone, watcher=watcher
-        )
-        record = store.add(key, shard.ids, shard.labels, crafted, recipe.parameters)
+            recipe, network, pixels, labels, store.origin.seed, shard.ids, backbone=backbone, watcher=watcher,
+            lengths=lengths,
+        )  # fmt: skip
+        record = store.add(key, shard.ids, shard.labels, crafted, _parameters(recipe, detector))
         done += 1
         listen(Campaign(done, total, record))
+
+
+def _parameters(recipe: Recipe, detector: str | None) -> dict[str, object]:
+    """What is stored with the images: of an attack on a detector, which detector too."""
+    return {**recipe.parameters, "detector": detector} if recipe.knows_detector else recipe.parameters
+
+
+def _lengths(store: AttackStore, key: ShardKey, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """How long the stored changes of these images are, L2, `(images,)`."""
+    shard = store.one(key)
+    if shard is None or not np.array_equal(shard.ids[: len(ids)], ids):
+        raise DataError(
+            f"expected attacks by {key.recipe} on the same images of the split {key.split} in {store.folder} for noise "
+            f"as long, got {'none' if shard is None else len(shard.ids)}; give --recipes {key.recipe} first"
+        )
+    return shard.crafted.l2[: len(ids)]

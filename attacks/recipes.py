@@ -5,7 +5,6 @@ A new attack is a line in `RECIPES`; the tests run over the same table, and a us
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 from typing import Literal, get_args
 
 from torch import Tensor
@@ -27,11 +26,14 @@ Setting = int | float | str | bool
 Attack = Callable[[Problem], Tensor]
 EPSILONS = (1, 2, 4, 8)  # / 255
 
-PGD: Mapping[str, Setting] = {"steps": 10, "step": 0.25}
+# Every setting stands here, also where it is the usual one: what is stored with the images tells all.
+PGD: Mapping[str, Setting] = {"steps": 10, "step": 0.25, "stop": True}
 TO_THE_END: Mapping[str, Setting] = {**PGD, "stop": False}
-MI_FGSM: Mapping[str, Setting] = {"steps": 10, "step": 0.25, "momentum": 1.0}
-APGD: Mapping[str, Setting] = {"steps": 100}
+MI_FGSM: Mapping[str, Setting] = {**PGD, "momentum": 1.0}
+APGD: Mapping[str, Setting] = {"steps": 100, "restarts": 1, "rho": 0.75}
 OFFICIAL: Mapping[str, Setting] = {"steps": 100, "targets": 9, "queries": 5000}
+CW: Mapping[str, Setting] = {"steps": 50, "searches": 5, "start": 3.0, "rate": 0.2, "patience": 0.3}
+EAD: Mapping[str, Setting] = {"steps": 50, "searches": 5, "start": 3.0, "learning_rate": 0.01, "beta": 0.01}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,7 @@ class Recipe:
         """All that tells this attack from another, JSON values."""
         return {
             "norm": self.norm, "budget": self.budget, "target": self.target, "gates": self.gates,
-            "source": self.source, **self.settings,
+            "source": self.source, **({"matches": self.matches} if self.matches else {}), **self.settings,
         }  # fmt: skip
 
 
@@ -108,27 +110,27 @@ RECIPES: Mapping[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         *on_grid(Recipe("fgsm", "linf", EIGHT, lambda eps: Ascent("linf", eps, steps=1, step=1.0))),
-        *on_grid(Recipe("bim", "linf", EIGHT, lambda eps, **s: Ascent("linf", eps, **s), {"steps": 10, "step": 0.25})),
+        *on_grid(Recipe("bim", "linf", EIGHT, lambda eps, **s: Ascent("linf", eps, **s), PGD)),
         *on_grid(Recipe("pgd", "linf", EIGHT, lambda eps, **s: Ascent("linf", eps, start=True, **s), PGD)),
         *on_grid(Recipe("mi-fgsm", "linf", EIGHT, lambda eps, **s: Ascent("linf", eps, **s), MI_FGSM)),
         *on_grid(Recipe("apgd-ce", "linf", EIGHT, lambda eps, **s: AutoPGD("linf", eps, "ce", **s), APGD)),
         *on_grid(Recipe("apgd-dlr", "linf", EIGHT, lambda eps, **s: AutoPGD("linf", eps, "dlr", **s), APGD)),
         *on_grid(Recipe("autoattack", "linf", EIGHT, AutoAttack, OFFICIAL, costly=True)),
-        *on_grid(Recipe("square", "linf", EIGHT, Square, {"queries": 1000})),
+        *on_grid(Recipe("square", "linf", EIGHT, Square, {"queries": 1000, "share": 0.8})),
         Recipe("pgd-l2", "l2", HALF, lambda eps, **s: Ascent("l2", eps, start=True, **s), PGD),
         Recipe("apgd-l2", "l2", HALF, lambda eps, **s: AutoPGD("l2", eps, "ce", **s), APGD),
-        Recipe("deepfool", "l2", None, DeepFool, {"steps": 50}),
-        Recipe("cw", "l2", None, CarliniWagner, {"steps": 50, "searches": 5}),
+        Recipe("deepfool", "l2", None, DeepFool, {"steps": 50, "step_overshoot": 0.02}),
+        Recipe("cw", "l2", None, CarliniWagner, CW),
         Recipe("ddn", "l2", None, DDN, {"steps": 100}),
-        Recipe("hopskipjump", "l2", None, HopSkipJump, {"steps": 20}, costly=True),
-        Recipe("ead", "l1", None, ElasticNet, {"steps": 50, "searches": 5}),
-        Recipe("jsma", "l0", None, SaliencyMap, {"share": 0.1}, target="runner-up", costly=True),
-        Recipe("sparsefool", "l0", None, SparseFool, {"steps": 10, "reach": 3.0}),
+        Recipe("hopskipjump", "l2", None, HopSkipJump, {"steps": 20, "trials": 100}, costly=True),
+        Recipe("ead", "l1", None, ElasticNet, EAD),
+        Recipe("jsma", "l0", None, SaliencyMap, {"share": 0.1, "up": True}, target="runner-up", costly=True),
+        Recipe("sparsefool", "l0", None, SparseFool, {"steps": 10, "reach": 3.0, "overshoot": 0.02}),
         Recipe("onepixel", "l0", None, onepixel, {"pixels": 1, "steps": 30, "population": 100}, costly=True),
         Recipe("pgd-targeted", "linf", EIGHT, lambda eps, **s: Ascent("linf", eps, start=True, **s), PGD, "random"),
-        Recipe("cw-targeted", "l2", None, CarliniWagner, {"steps": 50, "searches": 5}, "random"),
+        Recipe("cw-targeted", "l2", None, CarliniWagner, CW, "random"),
         Recipe("pgd-frozen", "linf", EIGHT, lambda eps, **s: Ascent("linf", eps, start=True, **s), PGD, gates="frozen"),
-        Recipe("cw-frozen", "l2", None, CarliniWagner, {"steps": 50, "searches": 5}, gates="frozen"),
+        Recipe("cw-frozen", "l2", None, CarliniWagner, CW, gates="frozen"),
         Recipe("fgsm-transfer", "linf", EIGHT, lambda eps: Ascent("linf", eps, steps=1, step=1.0), source="backbone"),
         Recipe("pgd-transfer", "linf", EIGHT, lambda eps, **s: Ascent("linf", eps, start=True, **s), TO_THE_END,
                source="backbone"),
@@ -137,29 +139,3 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe("pgd-end", "linf", EIGHT, lambda eps, **s: Ascent("linf", eps, start=True, **s), TO_THE_END),
     )
 }  # fmt: skip
-
-
-def budget_from(text: str | float) -> float:
-    """A budget as a person writes it: 0.03, or 8/255.
-
-    Raises:
-        RequestError: it is neither.
-    """
-    try:
-        return float(Fraction(text)) if isinstance(text, str) else float(text)
-    except (ValueError, ZeroDivisionError):
-        raise RequestError(f"expected a budget such as 0.03 or 8/255, got {text!r}") from None
-
-
-def recipes_named(names: str) -> list[Recipe]:
-    """The recipes of a comma-separated list of names.
-
-    Raises:
-        RequestError: a name is unknown, or none is given.
-    """
-    wanted = [name.strip() for name in names.split(",") if name.strip()]
-    unknown = [name for name in wanted if name not in RECIPES]
-    if unknown or not wanted:
-        got = ", ".join(unknown) if unknown else "none"
-        raise RequestError(f"expected attacks of {', '.join(RECIPES)}; got {got}")
-    return [RECIPES[name] for name in dict.fromkeys(wanted)]

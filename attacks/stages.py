@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from attacks.adaptive.defence import defence_of
 from attacks.campaign import Campaign, run_attacks
 from attacks.evidence import fooling_evidence
 from attacks.recipes import Recipe
@@ -68,14 +69,19 @@ def make_attacks(
         How each attack did on the last of the splits.
 
     Raises:
-        ArtifactError: `folder` holds attacks on another network, data set or seed.
+        ArtifactError: `folder` holds attacks on another network, data set or seed, or an attack is to know a detector
+            and the bundle has none.
         DataError: the data does not fit, the folder is in use, or the disk is full.
     """
     network = _network_for(bundle, splits)
     attacked = {name: splits.named(name).first(limit) for name in attacked_splits}
     origin = Origin(bundle.network_digest, splits.train.name, seed, shard_images)
+    watcher, detector = None, None
+    if any(recipe.knows_detector for recipe in recipes):
+        watcher, detector = defence_of(bundle, network, splits.validation), bundle.threshold_digest
     with AttackStore.writing(folder, origin) as store:
-        run_attacks(network, attacked, recipes, store, listen, bundle.backbone().to(best_device()))
+        backbone = bundle.backbone().to(best_device())
+        run_attacks(network, attacked, recipes, store, listen, backbone, watcher, detector)
         return attack_figures(store, attacked_splits[-1])
 
 
@@ -157,7 +163,7 @@ def _fitting_evidence(network: GatedNet, splits: Splits, store: AttackStore) -> 
     clean = Evidence.stacked(encode_set(network, splits.fitting), FITTED_IMAGES)
     attacked = {
         recipe: Evidence.stacked(fooling_evidence(network, store, "fitting", recipe), FITTED_IMAGES)
-        for recipe in store.recipes("fitting")
+        for recipe in store.attacks("fitting")
     }
     if clean is None:
         raise DataError(f"expected clean images in the fitting split of {splits.fitting.name}, got none")
@@ -175,7 +181,7 @@ def _figures(
     wrong = labels != splits.test.labels
     attacked = {
         recipe: [scores for _, scores in _labels_and_scores(fitted, fooling_evidence(network, store, "test", recipe))]
-        for recipe in store.recipes("test")
+        for recipe in store.attacks("test")
     }
     succeeded = {
         recipe: [np.concatenate([scores[place] for scores in parts]) for place in range(len(fitted))]

@@ -230,13 +230,30 @@ class AttackStore:
         """
         records = [r for k, r in self.records().items() if (k.split, k.recipe) == (split, recipe)]
         for record in sorted(records, key=lambda record: record.key.index):
-            path = self.folder / record.key.file(record.images)
-            if not path.is_file():
-                raise ArtifactError(f"expected the shard {path} that the manifest names, got no file")
-            if sha256_of(path) != record.sha256:
-                raise ArtifactError(f"expected {path} as the manifest describes it, got altered content (SHA-256)")
-            arrays = load_file(path)
-            yield Shard(arrays.pop("ids"), arrays.pop("labels"), Crafted(**arrays))
+            yield self._shard(record)
+
+    def one(self, key: ShardKey) -> Shard | None:
+        """One finished shard; None where there is none.
+
+        Raises:
+            ArtifactError: it is missing or altered.
+        """
+        record = self.records().get(key)
+        return None if record is None else self._shard(record)
+
+    def _shard(self, record: ShardRecord) -> Shard:
+        path = self.folder / record.key.file(record.images)
+        if not path.is_file():
+            raise ArtifactError(f"expected the shard {path} that the manifest names, got no file")
+        if sha256_of(path) != record.sha256:
+            raise ArtifactError(f"expected {path} as the manifest describes it, got altered content (SHA-256)")
+        arrays = load_file(path)
+        return Shard(arrays.pop("ids"), arrays.pop("labels"), Crafted(**arrays))
+
+    def attacks(self, split: str) -> list[str]:
+        """Those of `recipes` that aim at fooling: noise and corruptions left out."""
+        aiming = {key.recipe for key, record in self.records().items() if record.parameters.get("norm") is not None}
+        return [recipe for recipe in self.recipes(split) if recipe in aiming]
 
     def recipes(self, split: str) -> list[str]:
         """The recipes with finished shards on `split`, in the order in which they were begun."""

@@ -133,7 +133,7 @@ class AutoPGD:
             change = change / change.flatten(1).abs().amax(dim=1)[:, None, None, None]
         else:
             change = steepest(problem.draws.normal(rows, *origin.shape[1:]), "l2")
-        return (origin + self.budget * change).clamp_(0, 1)
+        return project(origin + self.budget * change, origin, self.norm, self.budget)
 
 
 class AutoAttack:

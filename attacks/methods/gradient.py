@@ -91,13 +91,32 @@ def steepest(gradient: Tensor, norm: str) -> Tensor:
 
 
 def project(points: Tensor, origin: Tensor, norm: str, budget: float) -> Tensor:
-    """`points` moved into the budget around `origin` and into [0, 1]."""
+    """`points` moved into [0, 1] and so near to `origin` that they keep to the budget also when rounded to 8 bits."""
     if norm == "linf":
-        return torch.minimum(torch.maximum(points, origin - budget), origin + budget).clamp_(0, 1)
+        # Nothing is lost by staying between the outermost levels inside the budget: what lies beyond rounds to them.
+        lowest = ((origin - budget) * 255 - 1e-3).ceil().clamp_min(0) / 255
+        highest = ((origin + budget) * 255 + 1e-3).floor().clamp_max(255) / 255
+        # A budget that spans no level leaves the clean image, which a float image need not have on a level.
+        return torch.where(lowest > highest, origin, torch.minimum(torch.maximum(points, lowest), highest))
     change = points - origin
-    length = change.flatten(1).norm(dim=1).clamp_min(1e-30)
-    inside: Tensor = (origin + change * (budget / length).clamp_max(1)[:, None, None, None]).clamp_(0, 1)
-    return inside
+    share = (budget / change.flatten(1).norm(dim=1).clamp_min(1e-30)).clamp_max(1)
+
+    def at(share: Tensor) -> Tensor:
+        return (origin + change * share[:, None, None, None]).clamp(0, 1)
+
+    def keeps(share: Tensor) -> Tensor:
+        fits: Tensor = (rounded(at(share)) - origin).flatten(1).norm(dim=1) <= budget
+        return fits
+
+    kept = keeps(share)
+    if not kept.all():  # rounding makes some changes longer: shorten those by as little as will do
+        low, high = torch.zeros_like(share), share
+        for _ in range(8):
+            middle = (low + high) / 2
+            fits = keeps(middle)
+            low, high = torch.where(fits, middle, low), torch.where(fits, high, middle)
+        share = torch.where(kept, share, low)
+    return at(share)
 
 
 def random_start(problem: Problem, rows: Tensor, norm: str, budget: float) -> Tensor:
@@ -108,4 +127,4 @@ def random_start(problem: Problem, rows: Tensor, norm: str, budget: float) -> Te
     else:
         direction = steepest(problem.draws.normal(rows, *origin.shape[1:]), "l2")
         change = direction * problem.draws.uniform(rows, 1, 1, 1, high=budget)
-    return (origin + change).clamp_(0, 1)
+    return project(origin + change, origin, norm, budget)

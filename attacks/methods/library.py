@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from attacks.draws import Draws
+from attacks.methods.gradient import project
 from attacks.methods.minimum_norm import overshoot
 from attacks.problem import Problem
 from detector.errors import RequestError
@@ -100,6 +101,7 @@ def fab_towards(problem: Problem, rows: Tensor, rank: int, budget: float, steps:
     origin = problem.images[rows]
     points = attack.attack_single_run_targeted(origin, problem.labels[rows]).to(origin.dtype)
     inside = (points - origin).flatten(1).abs().amax(dim=1) <= budget + 1e-6
+    points = project(points, origin, "linf", budget)
     won = inside & problem.reached(points, rows)
     result[rows[won]] = points[won]
     return rows[~won]

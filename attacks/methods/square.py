@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from attacks.methods.gradient import project
 from attacks.problem import Problem, rounded
 
 SHRINKING = ((10, 2), (50, 4), (200, 8), (500, 16), (1000, 32), (2000, 64), (4000, 128), (6000, 256), (8000, 512))
@@ -55,7 +56,7 @@ class Square:
         channels, height, width = problem.images.shape[1:]
         origin = problem.images[rows]
         stripes = problem.draws.uniform(rows, channels, 1, width, low=-1.0, high=1.0).sign()
-        point = (origin + self.budget * stripes).clamp_(0, 1)
+        point = project(origin + self.budget * stripes, origin, "linf", self.budget)
         margin, won = self.ask(problem, point, rows)
         drawn = torch.empty(0)
         for query in range(self.queries):
@@ -73,8 +74,7 @@ class Square:
             inside = self._within(numbers[:, 0], height, side)[:, None, :, None]
             inside = inside & self._within(numbers[:, 1], width, side)[:, None, None, :]
             colour = (numbers[:, 2:] - 0.5).sign()[:, :, None, None]
-            repainted = torch.minimum(torch.maximum(point + 2 * self.budget * colour, origin - self.budget),
-                                      origin + self.budget).clamp_(0, 1)  # fmt: skip
+            repainted = project(point + 2 * self.budget * colour, origin, "linf", self.budget)
             proposal = torch.where(inside, repainted, point)
             new_margin, won = self.ask(problem, proposal, rows)
             better = (new_margin < margin) | won

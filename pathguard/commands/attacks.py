@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 def attack(
     bundle: BundleDir,
     out: Annotated[Path, typer.Option(help="Folder for the attacked images; an unfinished one is finished.")],
-    recipes: Annotated[str, typer.Option(help="Attacks, by commas.")] = "fgsm,pgd,pgd-l2",
+    recipes: Annotated[
+        str,
+        typer.Option(help="A suite (quick, standard, full, adaptive, ...), recipes by commas, or a TOML file of them."),
+    ] = "quick",
     limit: Annotated[int | None, typer.Option(help="Attack at most N images of each split.", min=1)] = None,
     shard_images: Annotated[int, typer.Option(help="Images in memory at a time.", min=1)] = 250,
     seed: Seed = 0,
@@ -28,8 +31,8 @@ def attack(
     json_: Json = False,
 ) -> None:
     """Attack the decoupled network on the fitting and test splits. Run again to go on after an interruption."""
-    from attacks.recipes import recipes_named
     from attacks.stages import make_attacks
+    from attacks.suites import recipes_named
     from detector.bundle import Bundle
 
     chosen = recipes_named(recipes)

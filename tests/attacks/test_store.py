@@ -22,8 +22,8 @@ def crafted(count, seed=0):
     size = chooser.random(count).astype(np.float32)
     numbers, fooled = np.arange(count), np.arange(count) % 2 == 0
     return Crafted(
-        chooser.integers(0, 256, (count, 4, 4, 1), dtype=np.uint8), numbers, fooled, fooled, fooled, size.astype(float), numbers,
-        size, size, size, size, numbers, numbers, numbers,
+        chooser.integers(0, 256, (count, 4, 4, 1), dtype=np.uint8), numbers, fooled, fooled, fooled,
+        size.astype(float), numbers, size, size, size, size, numbers, numbers, numbers,
     )  # fmt: skip
 
 

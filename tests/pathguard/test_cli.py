@@ -51,7 +51,7 @@ def test_the_version_and_every_command_with_its_defaults_are_told(run):
         (("train", "--data", "mnist", "--out", "x"), "expected a data set of fashion-mnist, cifar10 or folder:PATH;"),
         (("train", "--data", "folder:nowhere", "--out", "x"), "got no folder nowhere"),
         (("decouple", "--network", "nowhere"), "expected a bundle in nowhere, got no manifest.json"),
-        (("attack", "--bundle", "nowhere", "--out", "x", "--recipes", "magic"), "expected attacks of fgsm, pgd,"),
+        (("attack", "--bundle", "nowhere", "--out", "x", "--recipes", "magic"), "expected a suite (quick, standard,"),
         (("report", "nowhere"), "expected attacked images in nowhere, got no manifest.json; `pathguard attack` makes"),
         (("fit", "--bundle", "nowhere", "--attacks", "x"), "expected a bundle in nowhere"),
         (("serve", "--bundle", "nowhere"), "expected a bundle in nowhere"),
