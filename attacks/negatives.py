@@ -48,11 +48,19 @@ CORRUPTED = tuple(
 
 
 def noise_like(recipe: Recipe) -> Recipe:
-    """`noise-NAME`: Gaussian noise as long, image by image, as the stored changes of the recipe `NAME`.
+    """`noise-NAME`: Gaussian noise as long, image by image, as the stored changes of the recipe `NAME`, and on as many.
 
     Raises:
         RequestError: the recipe is noise or a corruption itself.
     """
     if not recipe.is_attack:
         raise RequestError(f"expected an attack for noise as long as its changes, got {recipe.name}")
-    return Recipe(f"noise-{recipe.name}", None, None, MatchedNoise, matches=recipe.name, images=recipe.images)
+    return Recipe(
+        f"noise-{recipe.name}",
+        None,
+        None,
+        MatchedNoise,
+        matches=recipe.name,
+        costly=recipe.costly,
+        images=recipe.images,
+    )
