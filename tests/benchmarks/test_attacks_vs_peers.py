@@ -7,7 +7,7 @@ import torch
 
 from attacks.recipes import RECIPES
 from benchmarks import attacks_vs_peers
-from benchmarks.attacks_vs_peers import COMPARED, QUICK, Bench, Comparison, Judged, Outcome, as_markdown
+from benchmarks.attacks_vs_peers import COMPARED, QUICK, Bench, Comparison, Judged, Outcome, as_markdown, best_rows
 from benchmarks.peers import ADV_LIB, FOOLBOX, Peer, peers_of
 from detector.datasets import ImageSet
 from detector.images import ImageSpec
@@ -108,6 +108,16 @@ def comparison(recipe, ours, theirs):
 )
 def test_the_bar_is_two_points_of_success_and_five_percent_of_distance(ours, theirs, met):
     assert [row.met for row in comparison(RECIPES["cw"], ours, theirs).rows()] == met
+
+
+def test_the_best_of_ours_is_held_against_the_best_of_theirs():
+    rows = best_rows([
+        comparison(RECIPES["cw"], (90, 1.0), (80, 3.0)), comparison(RECIPES["ddn"], (90, 4.0), (70, 2.0)),
+        comparison(RECIPES["ead"], (90, 0.1), (70, 0.1)),
+    ])  # fmt: skip
+
+    assert [row.value for row in rows] == [0.5]
+    assert best_rows([comparison(RECIPES["pgd"], (90, 1.0), (80, 3.0))]) == []
 
 
 def test_the_table_of_the_docs_has_a_line_for_each_attack():
