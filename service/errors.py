@@ -4,11 +4,14 @@ DetectorError
 └── ServiceError
     ├── InvalidRequestError   the request breaks the contract; names the fields      (caller)
     ├── UnknownModelError     this server has no model of that name                  (caller)
+    ├── CredentialError       no credential, or one that this server does not know   (caller)
+    ├── ForbiddenError        the caller's role may not see or set what it asks for  (caller)
     ├── ExpiredError          the deadline passed while the images were waiting      (caller)
     ├── OverloadedError       too much work is waiting; says when to try again       (load)
     ├── UnavailableError      the server is warming up or stopping                   (operator)
     ├── ConfigError           a setting is unknown or out of range                   (operator)
     ├── AddressError          the server cannot listen where it was told to          (operator)
+    ├── SettingsFileError     a file of tokens, certificates or models' settings is not as expected (operator)
     └── AnswerError           the model's answers are not what was asked for         (us)
 """
 
@@ -56,6 +59,14 @@ class UnknownModelError(ServiceError):
     """This server has no model of that name."""
 
 
+class CredentialError(ServiceError):
+    """The caller shows no credential, or one that this server does not know."""
+
+
+class ForbiddenError(ServiceError):
+    """The caller's role may not see or set what the call asks for."""
+
+
 class ExpiredError(ServiceError):
     """The caller's deadline passed while its images were waiting."""
 
@@ -65,12 +76,14 @@ class OverloadedError(ServiceError):
 
     Attributes:
         retry_after_seconds: when there is likely to be room, above 0.
+        reason: what there is too much of: `images`, `bytes`, `deadline` (it would pass) or `rate` (of one client).
     """
 
-    def __init__(self, message: str, retry_after_seconds: float) -> None:
-        """Keeps both."""
+    def __init__(self, message: str, retry_after_seconds: float, reason: str = "images") -> None:
+        """Keeps all three."""
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
+        self.reason = reason
 
 
 class UnavailableError(ServiceError):
@@ -85,6 +98,10 @@ class AddressError(ServiceError):
     """The server cannot listen where it was told to: the port is in use, or the host is not of this machine."""
 
 
+class SettingsFileError(ServiceError):
+    """A file of tokens, certificates or models' settings is missing, damaged, or says something unknown."""
+
+
 class AnswerError(ServiceError):
     """The model's answers are not what was asked for: too many, too few, or not numbers."""
 
@@ -95,6 +112,8 @@ STATUS: Mapping[type[DetectorError], grpc.StatusCode] = MappingProxyType(
         RequestError: grpc.StatusCode.INVALID_ARGUMENT,
         InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
         UnknownModelError: grpc.StatusCode.NOT_FOUND,
+        CredentialError: grpc.StatusCode.UNAUTHENTICATED,
+        ForbiddenError: grpc.StatusCode.PERMISSION_DENIED,
         ExpiredError: grpc.StatusCode.DEADLINE_EXCEEDED,
         OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
         UnavailableError: grpc.StatusCode.UNAVAILABLE,
@@ -105,6 +124,7 @@ STATUS: Mapping[type[DetectorError], grpc.StatusCode] = MappingProxyType(
         PathShapeError: grpc.StatusCode.INTERNAL,
         ConfigError: grpc.StatusCode.INTERNAL,
         AddressError: grpc.StatusCode.INTERNAL,
+        SettingsFileError: grpc.StatusCode.INTERNAL,
         AnswerError: grpc.StatusCode.INTERNAL,
     }
 )
