@@ -52,8 +52,11 @@ class Image(_message.Message):
 
     ENCODED_FIELD_NUMBER: _builtins.int
     RAW_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
     encoded: _builtins.bytes
     """A whole JPEG, PNG or WebP file."""
+    id: _builtins.str
+    """The caller's own name for the image, given back in ImageResult.id; need not be unique."""
     @_builtins.property
     def raw(self) -> Global___RawPixels:
         """Pixels without a file around them."""
@@ -63,10 +66,11 @@ class Image(_message.Message):
         *,
         encoded: _builtins.bytes = ...,
         raw: Global___RawPixels | None = ...,
+        id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "encoded", b"encoded", "raw", b"raw"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "encoded", b"encoded", "raw", b"raw"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "encoded", b"encoded", "id", b"id", "raw", b"raw"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["encoded", "raw"]  # noqa: Y015
     _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
@@ -118,6 +122,7 @@ class DetectRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     MAX_FALSE_ALARM_RATE_FIELD_NUMBER: _builtins.int
     INCLUDE_PATH_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model; empty means the server's default."""
     max_false_alarm_rate: _builtins.float
@@ -126,6 +131,8 @@ class DetectRequest(_message.Message):
     """
     include_path: _builtins.bool
     """Whether each result carries the calculation path."""
+    model_version: _builtins.str
+    """Model.model_version to ask; empty means the newest that this server has."""
     @_builtins.property
     def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___Image]:
         """1 to 1024 images (the server's operator may set another limit)."""
@@ -137,10 +144,11 @@ class DetectRequest(_message.Message):
         model: _builtins.str = ...,
         max_false_alarm_rate: _builtins.float | None = ...,
         include_path: _builtins.bool = ...,
+        model_version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_false_alarm_rate", b"_max_false_alarm_rate", "max_false_alarm_rate", b"max_false_alarm_rate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_false_alarm_rate", b"_max_false_alarm_rate", "images", b"images", "include_path", b"include_path", "max_false_alarm_rate", b"max_false_alarm_rate", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_false_alarm_rate", b"_max_false_alarm_rate", "images", b"images", "include_path", b"include_path", "max_false_alarm_rate", b"max_false_alarm_rate", "model", b"model", "model_version", b"model_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_false_alarm_rate: _TypeAlias = _typing.Literal["max_false_alarm_rate"]  # noqa: Y015
     _WhichOneofArgType__max_false_alarm_rate: _TypeAlias = _typing.Literal["_max_false_alarm_rate", b"_max_false_alarm_rate"]  # noqa: Y015
@@ -209,6 +217,7 @@ class ImageResult(_message.Message):
     VERDICT_FIELD_NUMBER: _builtins.int
     RESIZED_FIELD_NUMBER: _builtins.int
     PATH_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
     label: _builtins.int
     """Predicted class, from 0 to classes - 1."""
     label_name: _builtins.str
@@ -225,6 +234,8 @@ class ImageResult(_message.Message):
     """Calculation path, if asked for: one bit a channel, 1 where it was open, first channel in the highest bit of the
     first byte; the last byte is padded with zeros. DetectResponse.path_layout names the channels.
     """
+    id: _builtins.str
+    """Image.id, as it came."""
     @_builtins.property
     def status(self) -> _status_pb2.Status:
         """Absent (code 0) when the image was answered; otherwise why not, and all other fields are empty."""
@@ -245,14 +256,63 @@ class ImageResult(_message.Message):
         verdict: Global___Verdict.ValueType = ...,
         resized: _builtins.bool = ...,
         path: _builtins.bytes = ...,
+        id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["label", b"label", "label_name", b"label_name", "p_value", b"p_value", "path", b"path", "probabilities", b"probabilities", "resized", b"resized", "score", b"score", "status", b"status", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "label", b"label", "label_name", b"label_name", "p_value", b"p_value", "path", b"path", "probabilities", b"probabilities", "resized", b"resized", "score", b"score", "status", b"status", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ImageResult: _TypeAlias = ImageResult  # noqa: Y015
+
+@_typing.final
+class DetectStreamRequest(_message.Message):
+    """Some of the images of a feed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def request(self) -> Global___DetectRequest:
+        """As for Detect; each message stands for itself, so model and rate belong into each."""
+
+    def __init__(
+        self,
+        *,
+        request: Global___DetectRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DetectStreamRequest: _TypeAlias = DetectStreamRequest  # noqa: Y015
+
+@_typing.final
+class DetectStreamResponse(_message.Message):
+    """The answer to one message of a feed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def response(self) -> Global___DetectResponse:
+        """As from Detect, but where the model fails for all images of a message, each of them carries the status."""
+
+    def __init__(
+        self,
+        *,
+        response: Global___DetectResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["response", b"response"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["response", b"response"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DetectStreamResponse: _TypeAlias = DetectStreamResponse  # noqa: Y015
 
 @_typing.final
 class PathLayout(_message.Message):
@@ -356,16 +416,20 @@ class GetModelRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the model; empty means the server's default."""
+    version: _builtins.str
+    """Model.model_version; empty means the newest that this server has."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
+        version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

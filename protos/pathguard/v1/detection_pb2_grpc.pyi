@@ -46,6 +46,16 @@ class DetectionServiceStub:
 
     One bad image never fails its neighbours: the call is OK and that image carries its own status.
     """
+    DetectStream: _grpc.StreamStreamMultiCallable[_detection_pb2.DetectStreamRequest, _detection_pb2.DetectStreamResponse]
+    """A bulk feed: each message is answered by one message as soon as it is ready, so answers may overtake each other;
+    Image.id tells which is which. Faster than Detect only in that the next images are on their way meanwhile.
+
+    The server reads on only while less than its limit of images is under way, and where Detect would answer
+    RESOURCE_EXHAUSTED the feed waits for room instead. A bad image, or one that the model fails on, carries its own
+    status and never ends the stream. A message that breaks the contract ends it, after all messages before it have
+    been answered, with the status that Detect would give; so does a server that stops, with UNAVAILABLE: images
+    without an answer can be sent again.
+    """
     ListModels: _grpc.UnaryUnaryMultiCallable[_detection_pb2.ListModelsRequest, _detection_pb2.ListModelsResponse]
     """All models that this server answers for."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_detection_pb2.GetModelRequest, _detection_pb2.GetModelResponse]
@@ -68,6 +78,16 @@ class DetectionServiceAsyncStub(DetectionServiceStub):
     INTERNAL           anything unexpected; the message holds an id that is also in the server's log
 
     One bad image never fails its neighbours: the call is OK and that image carries its own status.
+    """
+    DetectStream: _aio.StreamStreamMultiCallable[_detection_pb2.DetectStreamRequest, _detection_pb2.DetectStreamResponse]  # type: ignore[assignment]
+    """A bulk feed: each message is answered by one message as soon as it is ready, so answers may overtake each other;
+    Image.id tells which is which. Faster than Detect only in that the next images are on their way meanwhile.
+
+    The server reads on only while less than its limit of images is under way, and where Detect would answer
+    RESOURCE_EXHAUSTED the feed waits for room instead. A bad image, or one that the model fails on, carries its own
+    status and never ends the stream. A message that breaks the contract ends it, after all messages before it have
+    been answered, with the status that Detect would give; so does a server that stops, with UNAVAILABLE: images
+    without an answer can be sent again.
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_detection_pb2.ListModelsRequest, _detection_pb2.ListModelsResponse]  # type: ignore[assignment]
     """All models that this server answers for."""
@@ -94,6 +114,22 @@ class DetectionServiceServicer(metaclass=_abc_1.ABCMeta):
         INTERNAL           anything unexpected; the message holds an id that is also in the server's log
 
         One bad image never fails its neighbours: the call is OK and that image carries its own status.
+        """
+
+    @_abc_1.abstractmethod
+    def DetectStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_detection_pb2.DetectStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_detection_pb2.DetectStreamResponse], _abc.AsyncIterator[_detection_pb2.DetectStreamResponse]]:
+        """A bulk feed: each message is answered by one message as soon as it is ready, so answers may overtake each other;
+        Image.id tells which is which. Faster than Detect only in that the next images are on their way meanwhile.
+
+        The server reads on only while less than its limit of images is under way, and where Detect would answer
+        RESOURCE_EXHAUSTED the feed waits for room instead. A bad image, or one that the model fails on, carries its own
+        status and never ends the stream. A message that breaks the contract ends it, after all messages before it have
+        been answered, with the status that Detect would give; so does a server that stops, with UNAVAILABLE: images
+        without an answer can be sent again.
         """
 
     @_abc_1.abstractmethod
