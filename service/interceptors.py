@@ -1,4 +1,5 @@
-"""The outermost interceptor: what a handler raises becomes a status, and nothing else of it reaches the caller.
+"""One interceptor that goes around every handler, and its wrapper for errors: what a handler raises becomes a status,
+and nothing else of it reaches the caller.
 
 Without it grpcio sends the text of an unhandled exception to the client, and a handler that raises CancelledError
 leaves the client waiting until its deadline.
@@ -6,7 +7,7 @@ leaves the client waiting until its deadline.
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol, TypeAlias, final
 
 import grpc
 from google.rpc.status_pb2 import Status
@@ -20,40 +21,71 @@ DETAILS_KEY = "grpc-status-details-bin"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Ends failed RPCs with the status that `service.errors` gives, as `google.rpc.Status` with all its details."""
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Single = Callable[[Any, Context], Awaitable[Any]]
+Stream = Callable[[Any, Context], AsyncIterator[Any]]
 
-    def __init__(self) -> None:
+
+class Wrapper(Protocol):
+    """Goes around the handlers of RPCs. Called once for each method, when it is first used."""
+
+    def single(self, method: str, behaviour: Single) -> Single:
+        """Goes around a handler that answers once."""
+
+    def stream(self, method: str, behaviour: Stream) -> Stream:
+        """Goes around a handler that answers with a stream."""
+
+
+@final
+class WrappingInterceptor(grpc.aio.ServerInterceptor):
+    """Puts wrappers around every handler, the first one outermost."""
+
+    def __init__(self, *wrappers: Wrapper) -> None:
         """Starts without having seen any method."""
-        self._guarded: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        self._wrappers = wrappers
+        self._wrapped: dict[str, Handler] = {}
 
     async def intercept_service(
         self,
-        continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]]",
+        continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]",
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
+    ) -> "Handler | None":
         """Wraps the handler that `continuation` finds; None, for an unknown method, stays None."""
         method = handler_call_details.method
-        if method not in self._guarded:
+        if method not in self._wrapped:
             handler = await continuation(handler_call_details)
             if handler is None:
                 return None
-            self._guarded[method] = _guarded_handler(handler)
-        return self._guarded[method]
+            for wrapper in reversed(self._wrappers):
+                handler = _wrapped(handler, method, wrapper)
+            self._wrapped[method] = handler
+        return self._wrapped[method]
 
 
-def _guarded_handler(handler: Any) -> "grpc.RpcMethodHandler[Any, Any]":
+class ErrorWrapper:
+    """Ends failed RPCs with the status that `service.errors` gives, as `google.rpc.Status` with all its details."""
+
+    def single(self, method: str, behaviour: Single) -> Single:
+        """Goes around a handler that answers once."""
+        return _guarded(behaviour)
+
+    def stream(self, method: str, behaviour: Stream) -> Stream:
+        """Goes around a handler that answers with a stream."""
+        return _guarded_stream(behaviour)
+
+
+def _wrapped(handler: Any, method: str, wrapper: Wrapper) -> Handler:
     coders = (handler.request_deserializer, handler.response_serializer)
     if handler.response_streaming:
         stream = (
             grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
         )
-        return stream(_guarded_stream(handler.stream_stream or handler.unary_stream), *coders)
+        return stream(wrapper.stream(method, handler.stream_stream or handler.unary_stream), *coders)
     single = grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
-    return single(_guarded(handler.stream_unary or handler.unary_unary), *coders)
+    return single(wrapper.single(method, handler.stream_unary or handler.unary_unary), *coders)
 
 
-def _guarded(behaviour: Callable[[Any, Context], Awaitable[Any]]) -> Any:
+def _guarded(behaviour: Single) -> Single:
     async def guarded(request: Any, context: Context) -> Any:
         try:
             return await behaviour(request, context)
@@ -63,7 +95,7 @@ def _guarded(behaviour: Callable[[Any, Context], Awaitable[Any]]) -> Any:
     return guarded
 
 
-def _guarded_stream(behaviour: Callable[[Any, Context], AsyncIterator[Any]]) -> Any:
+def _guarded_stream(behaviour: Stream) -> Stream:
     async def guarded(request: Any, context: Context) -> AsyncIterator[Any]:
         try:
             async for response in behaviour(request, context):

@@ -26,7 +26,7 @@ from service.batching import MicroBatcher
 from service.config import ServiceConfig
 from service.errors import AddressError, ConfigError
 from service.health import Health
-from service.interceptors import ErrorInterceptor
+from service.interceptors import ErrorWrapper, WrappingInterceptor
 from service.lifecycle import Lifecycle
 from service.model import Answer, Model, ask
 from service.servicer import DetectionServicer
@@ -68,7 +68,7 @@ class Server:
         health = HEALTH.services_by_name["Health"].full_name
         self._health = Health([service])
         self._server = grpc.aio.server(
-            interceptors=[ErrorInterceptor()],
+            interceptors=[WrappingInterceptor(ErrorWrapper())],
             options=[
                 # On by default: a second server would take the same port in silence, and half of the calls.
                 ("grpc.so_reuseport", 0),

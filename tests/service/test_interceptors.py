@@ -5,7 +5,7 @@ import grpc
 import pytest
 
 from detector.errors import ImageError
-from service.interceptors import ErrorInterceptor
+from service.interceptors import ErrorWrapper, WrappingInterceptor
 
 ABORTED = "the handler's own abort"
 WAITING = asyncio.Event()
@@ -43,7 +43,7 @@ async def answer_each(requests, context):
 
 @pytest.fixture
 async def channel():
-    server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=[("grpc.so_reuseport", 0)])
+    server = grpc.aio.server(interceptors=[WrappingInterceptor(ErrorWrapper())], options=[("grpc.so_reuseport", 0)])
     handlers = {
         "single": grpc.unary_unary_rpc_method_handler(fail),
         "stream": grpc.unary_stream_rpc_method_handler(fail_in_stream),
