@@ -1,0 +1,1 @@
+"""Who calls, what they may see and set, and how much they may ask."""

@@ -1,0 +1,1 @@
+"""What the server remembers and tells of its work: metrics, logs, the audit log, drift, suspicious queries."""
