@@ -1,0 +1,252 @@
+"""Prometheus metrics: calls under the names that go-grpc-prometheus made usual, and what only this service knows.
+
+Labels never hold what a caller may choose freely, so that nobody can make the server remember ever more series: methods
+are those that the server has, models those in service.
+"""
+
+import asyncio
+import logging
+import socket
+import threading
+from collections.abc import AsyncIterator
+from datetime import datetime
+from http.server import ThreadingHTTPServer
+from socketserver import TCPServer
+from time import perf_counter
+from typing import Any, Final
+
+import grpc
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+)
+from prometheus_client.exposition import MetricsHandler
+
+from service.access.callers import caller
+from service.config import MetricsConfig
+from service.errors import AddressError
+from service.interceptors import Context, Single, Stream
+from service.records.logs import REQUEST_ID_KEY, begin_request
+
+_log = logging.getLogger(__name__)
+_calls_log = logging.getLogger("service.calls")
+
+_CODES: Final = {code.value[0]: "".join(word.title() for word in code.name.split("_")) for code in grpc.StatusCode}
+_CODES[0] = "OK"
+_SCRAPE_SECONDS: Final = 10.0
+_CANCELLED: Final = grpc.StatusCode.CANCELLED.value[0]
+
+_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+_SCORES = (-20.0, -10.0, -5.0, -3.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0)
+_RATES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+class Metrics:
+    """All metrics of one server, in a registry of their own."""
+
+    def __init__(self, version: str) -> None:
+        """Everything at zero; `version` is that of the program."""
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+        counter, gauge, histogram = self._counter, self._gauge, self._histogram
+        method = ["grpc_type", "grpc_service", "grpc_method"]
+        self.started = counter("grpc_server_started", "RPCs begun", method)
+        self.handled = counter("grpc_server_handled", "RPCs ended, by status code", [*method, "grpc_code"])
+        self.received = counter("grpc_server_msg_received", "Messages received", method)
+        self.sent = counter("grpc_server_msg_sent", "Messages sent", method)
+        self.seconds = histogram("grpc_server_handling_seconds", "Seconds until an RPC ended", method, _SECONDS)
+        gauge("pathguard_build_info", "1, with the program's version", ["version"]).labels(version).set(1)
+        self.serving = gauge("pathguard_serving", "1 while health says SERVING")
+        self.queue_images = gauge("pathguard_queue_images", "Images taken in and not yet answered")
+        self.verdicts = counter("pathguard_verdicts", "Images by verdict", ["model", "model_version", "verdict"])
+        self.scores = histogram("pathguard_score", "Adversarial scores", ["model"], _SCORES)
+        self.p_values = histogram("pathguard_p_value", "P-values; even where images are clean", ["model"], _RATES)
+        self.batches = histogram("pathguard_batch_images", "Images in a forward pass", [], _SIZES)
+        self.batch_seconds = histogram("pathguard_batch_seconds", "Seconds of a forward pass", [], _SECONDS)
+        self.waits = histogram("pathguard_queue_wait_seconds", "Seconds that images waited for a batch", [], _SECONDS)
+        self.failed_batches = counter("pathguard_failed_batches", "Batches that failed and were run one by one")
+        self.shed = counter("pathguard_shed", "Calls refused for load, by what there was too much of", ["reason"])
+        self.models = gauge(
+            "pathguard_model_info",
+            "1 for each model in service, with its digests",
+            ["model", "version", "model_version", "threshold_version"],
+        )
+        self.rates = gauge("pathguard_max_false_alarm_rate", "Rate at which a model flags by default", ["model"])
+        self.loads = counter("pathguard_model_loads", "Bundles by what became of them", ["model", "outcome"])
+        self.refused_models = gauge("pathguard_model_refused", "1 while a folder's bundle is refused", ["model"])
+        self.reloads = counter("pathguard_file_reloads", "Changed files by what became of them", ["file", "outcome"])
+        self.certificate_end = gauge("pathguard_certificate_not_after_seconds", "When the certificate ends, Unix time")
+        self.audited = counter("pathguard_audit_records", "Calls by what became of their record", ["outcome"])
+        self.flagged = gauge("pathguard_flagged_share", "Share of flagged images in the last window", ["model"])
+        self.drift = gauge(
+            "pathguard_drift_p_value", "How probable the last window is without drift, by test", ["model", "test"]
+        )
+        self.drift_alarms = counter("pathguard_drift_alarms", "Windows too improbable, by test", ["model", "test"])
+        self.watched = gauge("pathguard_query_watch_clients", "Clients that the query watch remembers")
+        self.query_alarms = counter("pathguard_query_watch_alarms", "Series of near-identical images from one client")
+        self.unwatched = counter("pathguard_records_dropped", "Images that drift and query watch had no time for")
+
+    def _counter(self, name: str, text: str, labels: "list[str] | tuple[str, ...]" = ()) -> Counter:
+        return Counter(name, text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, labels: "list[str] | tuple[str, ...]" = ()) -> Gauge:
+        return Gauge(name, text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, labels: list[str], buckets: "tuple[float, ...]") -> Histogram:
+        return Histogram(name, text, labels, registry=self.registry, buckets=buckets)
+
+    def file_read(self, name: str, taken: bool) -> None:
+        """Counts a changed file that was taken or refused."""
+        self.reloads.labels(name, "taken" if taken else "refused").inc()
+
+    def certificate_ends(self, when: datetime) -> None:
+        """Tells when the server's certificate expires."""
+        self.certificate_end.set(when.timestamp())
+
+
+class CallWrapper:
+    """Counts, times and, if asked to, logs each RPC, and gives it its id. Goes outermost: it sees the final status."""
+
+    def __init__(self, metrics: Metrics, *, log_calls: bool) -> None:
+        """`log_calls`: whether each call gets a record of its own."""
+        self._metrics = metrics
+        self._log_calls = log_calls
+
+    def single(self, method: str, behaviour: Single) -> Single:
+        """Goes around a handler that answers once; a request that comes as a stream is not counted by message."""
+        books = _Books(self._metrics, method, "unary", self._log_calls)
+
+        async def counted(request: Any, context: Context) -> Any:
+            began = books.begin(context)
+            code = _CANCELLED
+            try:
+                response = await behaviour(request, context)
+                code = 0
+            except asyncio.CancelledError:
+                raise
+            except BaseException:
+                code = _code_of(context)
+                raise
+            else:
+                books.received.inc()
+                books.sent.inc()
+                return response
+            finally:
+                books.end(began, code, context)
+
+        return counted
+
+    def stream(self, method: str, behaviour: Stream) -> Stream:
+        """Goes around a handler that answers with a stream."""
+        books = _Books(self._metrics, method, "stream", self._log_calls)
+
+        async def counted(request: Any, context: Context) -> AsyncIterator[Any]:
+            began = books.begin(context)
+            code = _CANCELLED
+            requests = books.counting(request) if hasattr(request, "__aiter__") else request
+            try:
+                async for response in behaviour(requests, context):
+                    books.sent.inc()
+                    yield response
+                code = 0
+            except (asyncio.CancelledError, GeneratorExit):
+                raise
+            except BaseException:
+                code = _code_of(context)
+                raise
+            finally:
+                books.end(began, code, context)
+
+        return counted
+
+
+class _Books:
+    """The metrics of one method, looked up once."""
+
+    def __init__(self, metrics: Metrics, method: str, kind: str, log_calls: bool) -> None:
+        service, _, name = method.lstrip("/").rpartition("/")
+        labels = (kind, service, name)
+        self._method = method
+        self._log_calls = log_calls
+        self._started = metrics.started.labels(*labels)
+        self._seconds = metrics.seconds.labels(*labels)
+        self._handled = metrics.handled
+        self._labels = labels
+        self._by_code: dict[int, Any] = {}
+        self.received = metrics.received.labels(*labels)
+        self.sent = metrics.sent.labels(*labels)
+
+    def begin(self, context: Context) -> float:
+        number = begin_request(context.invocation_metadata() or ())
+        context.set_trailing_metadata(((REQUEST_ID_KEY, number),))
+        self._started.inc()
+        return perf_counter()
+
+    def end(self, began: float, code: int, context: Context) -> None:
+        seconds = perf_counter() - began
+        self._seconds.observe(seconds)
+        if code not in self._by_code:
+            self._by_code[code] = self._handled.labels(*self._labels, _CODES.get(code, "Unknown"))
+        self._by_code[code].inc()
+        if self._log_calls:
+            fields = {"method": self._method, "code": _CODES.get(code, "Unknown"), "seconds": round(seconds, 6)}
+            _calls_log.info("call", extra={"fields": {**fields, "caller": caller().name}})
+
+    async def counting(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        async for request in requests:
+            self.received.inc()
+            yield request
+
+
+class MetricsServer:
+    """`/metrics` over plain HTTP, in threads of its own."""
+
+    def __init__(self, config: MetricsConfig, registry: CollectorRegistry) -> None:
+        """Listens.
+
+        Raises:
+            AddressError: the port is in use, or the host is not an address of this machine.
+        """
+        host = config.host.strip("[]")
+        handler = type("_Handler", (MetricsHandler,), {"registry": registry, "timeout": _SCRAPE_SECONDS})
+        try:
+            self._server = _HttpServer((host, config.port or 0), handler)
+        except OSError as error:
+            raise AddressError(f"expected an address for metrics, got {host}:{config.port}: {error.strerror}") from None
+        self.port: int = self._server.server_address[1]
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="metrics", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stops listening."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(5)
+
+
+class _HttpServer(ThreadingHTTPServer):
+    """Without the look-up of its own name, which takes seconds where there is no name server."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, address: tuple[str, int], handler: type) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        super().__init__(address, handler)
+
+    def server_bind(self) -> None:
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+
+def _code_of(context: Any) -> int:
+    """The status that ended the RPC; the stubs say that it is a `StatusCode`, but it is a number."""
+    return int(context.code() or grpc.StatusCode.UNKNOWN.value[0])
