@@ -79,7 +79,9 @@ class Metrics:
             "1 for each model in service, with its digests",
             ["model", "version", "model_version", "threshold_version"],
         )
-        self.rates = gauge("pathguard_max_false_alarm_rate", "Rate at which a model flags by default", ["model"])
+        self.rates = gauge(
+            "pathguard_max_false_alarm_rate", "Rate that a model flags at by default", ["model", "version"]
+        )
         self.loads = counter("pathguard_model_loads", "Bundles by what became of them", ["model", "outcome"])
         self.refused_models = gauge("pathguard_model_refused", "1 while a folder's bundle is refused", ["model"])
         self.reloads = counter("pathguard_file_reloads", "Changed files by what became of them", ["file", "outcome"])
