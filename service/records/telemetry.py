@@ -5,10 +5,12 @@ are those that the server has, models those in service.
 """
 
 import asyncio
+import itertools
 import logging
 import socket
 import threading
-from collections.abc import AsyncIterator
+from bisect import bisect_left
+from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import datetime
 from http.server import ThreadingHTTPServer
 from socketserver import TCPServer
@@ -25,7 +27,10 @@ from prometheus_client import (
     PlatformCollector,
     ProcessCollector,
 )
+from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.exposition import MetricsHandler
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from service.access.callers import caller
 from service.config import MetricsConfig
@@ -67,8 +72,8 @@ class Metrics:
         self.serving = gauge("pathguard_serving", "1 while health says SERVING")
         self.queue_images = gauge("pathguard_queue_images", "Images taken in and not yet answered")
         self.verdicts = counter("pathguard_verdicts", "Images by verdict", ["model", "model_version", "verdict"])
-        self.scores = histogram("pathguard_score", "Adversarial scores", ["model"], _SCORES)
-        self.p_values = histogram("pathguard_p_value", "P-values; even where images are clean", ["model"], _RATES)
+        self.scores = Spread("pathguard_score", "Adversarial scores", _SCORES, self.registry)
+        self.p_values = Spread("pathguard_p_value", "P-values; even where images are clean", _RATES, self.registry)
         self.batches = histogram("pathguard_batch_images", "Images in a forward pass", [], _SIZES)
         self.batch_seconds = histogram("pathguard_batch_seconds", "Seconds of a forward pass", [], _SECONDS)
         self.waits = histogram("pathguard_queue_wait_seconds", "Seconds that images waited for a batch", [], _SECONDS)
@@ -112,6 +117,34 @@ class Metrics:
     def certificate_ends(self, when: datetime) -> None:
         """Tells when the server's certificate expires."""
         self.certificate_end.set(when.timestamp())
+
+
+class Spread(Collector):
+    """A histogram for each model that takes many values at once, on the event loop, for a tenth of the usual cost."""
+
+    def __init__(self, name: str, text: str, bounds: Sequence[float], registry: CollectorRegistry) -> None:
+        """Empty; `bounds` are the upper ends of its classes, ascending."""
+        self._name, self._text, self._bounds = name, text, bounds
+        self._series: dict[str, tuple[list[int], list[float]]] = {}
+        registry.register(self)
+
+    def observe(self, model: str, values: Iterable[float]) -> None:
+        """Counts values of one model."""
+        series = self._series.get(model)
+        if series is None:
+            series = self._series[model] = ([0] * (len(self._bounds) + 1), [0.0])
+        counts, total = series
+        for value in values:
+            counts[bisect_left(self._bounds, value)] += 1
+            total[0] += value
+
+    def collect(self) -> Iterable[Metric]:
+        """As Prometheus reads it."""
+        family = HistogramMetricFamily(self._name, self._text, labels=["model"])
+        names = [*map(floatToGoString, self._bounds), "+Inf"]
+        for model, (counts, total) in list(self._series.items()):
+            family.add_metric([model], list(zip(names, itertools.accumulate(counts), strict=True)), total[0])
+        yield family
 
 
 class CallWrapper:
