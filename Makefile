@@ -5,7 +5,7 @@ PIP_ARGS ?=
 BUNDLE ?= out/demo/bundle
 BIN := .venv/bin
 
-.PHONY: install demo test check format protos serve clean
+.PHONY: install demo test check format protos serve image-test torture fuzz sbom audit clean
 
 install: .venv/.installed
 
@@ -37,6 +37,40 @@ protos: install
 
 serve: install
 	$(BIN)/pathguard serve --bundle $(BUNDLE)
+
+# The image is really built and run; needs root, buildah, podman, runc and mmdebstrap, but no Docker. See deploy/image.py.
+image-test: install build/tools/.installed
+	PATH=$(CURDIR)/build/tools/bin:$$PATH $(BIN)/python -m deploy.image --bundle $(BUNDLE) --json out/image-test.json
+	build/tools/bin/kubernetes-validate --strict $(filter-out %/kustomization.yaml,$(wildcard deploy/kubernetes/base/*.yaml))
+
+# At most 15 minutes; traffic goes to 127.0.0.1 only.
+torture: install
+	$(BIN)/python -m torture --bundle $(BUNDLE) --json out/torture.json
+
+fuzz: install
+	$(BIN)/python -m torture.fuzz --json out/fuzz.json
+
+# What the image installs, each with its version and licence.
+sbom: build/tools/.installed build/serving/.installed
+	mkdir -p out
+	build/tools/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o out/sbom.cdx.json build/serving
+
+# Without --strict, an advisory service that cannot be reached would pass for a clean bill. `+cpu` is no version it knows.
+audit: build/tools/.installed build/serving/.installed
+	$(BIN)/pip --python build/serving/bin/python freeze | sed 's/+cpu$$//' > build/serving.txt
+	build/tools/bin/pip-audit --strict --disable-pip --no-deps -r build/serving.txt
+
+build/tools/.installed: deploy/requirements.txt
+	$(PYTHON) -m venv build/tools
+	build/tools/bin/pip install -q --disable-pip-version-check -r deploy/requirements.txt
+	touch $@
+
+# As in the Dockerfile.
+build/serving/.installed: install pyproject.toml constraints.txt
+	$(PYTHON) -m venv --without-pip build/serving
+	$(BIN)/pip --python build/serving/bin/python install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt ".[serve]"
+	$(BIN)/pip --python build/serving/bin/python uninstall -q --yes pathguard
+	touch $@
 
 clean:
 	rm -rf .venv out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
