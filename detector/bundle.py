@@ -3,7 +3,8 @@
 Weights are safetensors, the scikit-learn pipeline is skops with an explicit list of types, the rest is JSON. Nothing
 is loaded before every part has the SHA-256 that the manifest states, and nothing is unpickled, ever.
 
-    DIR/manifest.json                 schema, stages, versions, data, seeds, SHA-256 of every part and of itself
+    DIR/manifest.json                 schema, stages, versions, data, seeds, SHA-256 and size of every part, and its own
+                                      SHA-256
     DIR/backbone-1a2b3c4d.safetensors stage 1
     DIR/network-....safetensors       stage 2: the decoupled network, gates included
     DIR/classifier-....skops          stage 3: scikit-learn pipeline on features of the path
@@ -12,12 +13,14 @@ is loaded before every part has the SHA-256 that the manifest states, and nothin
 A part's file is named after its content, so that a stage that is made anew writes new files, and the manifest, swapped
 last, names either the old ones or the new ones. The digests find damage; they are no signature: who can write the
 folder can write them too.
+
+A manifest of an older schema is read as if it had been upgraded; `upgrade_bundle` writes it so. A newer one is refused.
 """
 
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -40,7 +43,7 @@ from detector.images import ImageSpec
 from detector.networks import build_network
 from detector.thresholds import Calibration
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
 BACKBONE, NETWORK, CLASSIFIER, CALIBRATION = "backbone", "network", "classifier", "calibration"
 SUFFIXES = {BACKBONE: ".safetensors", NETWORK: ".safetensors", CLASSIFIER: ".skops", CALIBRATION: ".safetensors"}
@@ -109,6 +112,7 @@ class Manifest:
         detector: None before a detector is fitted.
         parts: name of a part -> its SHA-256.
         training: stage -> command line, seed, figures and other facts about how it was made.
+        sizes: name of a part -> its bytes, looked at before it is read.
         versions: of Python and of the libraries that wrote it.
         schema: version of this layout.
     """
@@ -117,6 +121,7 @@ class Manifest:
     gates: GatesInfo | None = None
     detector: DetectorInfo | None = None
     parts: Mapping[str, str] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
     training: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
@@ -142,7 +147,10 @@ class Bundle:
             raise ArtifactError(f"expected a bundle in {folder}, got no {MANIFEST}; `pathguard train` begins one")
         self.manifest, self.digest = _manifest_from(path.read_bytes(), path)
         # What was verified is what is used: the bytes are read once and kept until asked for.
-        self._contents = {name: self._verified(name, expected) for name, expected in self.manifest.parts.items()}
+        self._contents = {
+            name: self._verified(name, digest, self.manifest.sizes[name])
+            for name, digest in self.manifest.parts.items()
+        }
 
     def backbone(self) -> nn.Module:
         """The plain network, in evaluation mode.
@@ -215,6 +223,17 @@ class Bundle:
         return self.manifest.parts[BACKBONE]
 
     @property
+    def model_digest(self) -> str:
+        """SHA-256 of all that labels, scores and paths depend on; the calibration and the rate are no part of it.
+
+        Raises:
+            ArtifactError: the bundle has no detector yet.
+        """
+        raw, info = asdict(self.manifest), self.detector_info()
+        names = {name: self.manifest.parts[name] for name in (NETWORK, CLASSIFIER)}
+        return _digest_of({"network": raw["network"], "gates": raw["gates"], "features": info.features, "parts": names})
+
+    @property
     def threshold_digest(self) -> str:
         """SHA-256 of the calibration scores.
 
@@ -238,10 +257,12 @@ class Bundle:
         info = self.manifest.network
         return build_network(info.name, info.spec.channels, len(info.classes), self.trusted)
 
-    def _verified(self, part: str, expected: str) -> bytes:
+    def _verified(self, part: str, expected: str, size: int) -> bytes:
         path = self.folder / _file_of(part, expected)
         if not path.is_file():
             raise ArtifactError(f"expected the part {path.name} in {self.folder}, got no such file")
+        if path.stat().st_size != size:
+            raise ArtifactError(f"expected {path} of {size} bytes, got {path.stat().st_size}: it was altered")
         content = path.read_bytes()
         found = hashlib.sha256(content).hexdigest()
         if found != expected:
@@ -305,10 +326,27 @@ def add_detector(
     unknown = sorted(set(skops.io.get_untrusted_types(data=content)) - set(TRUSTED_TYPES))
     if unknown:
         raise ArtifactError(f"expected a classifier of trusted scikit-learn types, got {', '.join(unknown)}")
-    scores = safetensors.numpy.save({"scores": np.ascontiguousarray(calibration.scores)})
     manifest = replace(bundle.manifest, detector=info)
-    contents = {CLASSIFIER: content, CALIBRATION: scores}
+    contents = {CLASSIFIER: content, CALIBRATION: _scores(calibration)}
     return _grow(bundle.folder, manifest, "detector", training, contents, bundle.trusted)
+
+
+def recalibrate(
+    bundle: Bundle, calibration: Calibration, max_false_alarm_rate: float, training: Mapping[str, object]
+) -> Bundle:
+    """The bundle, in its own folder, with other calibration scores and another rate; network and classifier stay.
+
+    Raises:
+        ArtifactError: the bundle has no detector yet, or the calibration has no threshold for that rate.
+    """
+    info = replace(bundle.detector_info(), max_false_alarm_rate=max_false_alarm_rate)
+    try:
+        calibration.check_rate(max_false_alarm_rate)
+    except RequestError as error:
+        raise ArtifactError(f"{bundle.folder}: {error}") from None
+    manifest = replace(bundle.manifest, detector=info)
+    contents = {CALIBRATION: _scores(calibration)}
+    return _grow(bundle.folder, manifest, "calibration", training, contents, bundle.trusted)
 
 
 def _grow(
@@ -321,19 +359,20 @@ def _grow(
 ) -> Bundle:
     """Write the parts, then the manifest that names them, then remove parts that no manifest names any more."""
     digests = {part: hashlib.sha256(content).hexdigest() for part, content in contents.items()}
+    parts = {**manifest.parts, **digests}
+    sizes = {**manifest.sizes, **{part: len(content) for part, content in contents.items()}}
     grown = replace(
         manifest,
-        parts={**manifest.parts, **digests},
+        parts=parts,
+        sizes={part: sizes[part] for part in parts},
         training={**manifest.training, stage: training},
         versions=_versions(),
+        schema=SCHEMA,
     )
     try:
         for part, content in contents.items():
             write_whole(folder / _file_of(part, digests[part]), content)
-        raw = asdict(grown)
-        write_whole(
-            folder / MANIFEST, json.dumps({**raw, "digest": _digest_of(raw)}, indent=2, sort_keys=True).encode()
-        )
+        write_whole(folder / MANIFEST, _manifest_content(grown))
         kept = {_file_of(part, digest) for part, digest in grown.parts.items()}
         for part, suffix in SUFFIXES.items():
             for file in folder.glob(f"{part}-????????{suffix}"):
@@ -342,6 +381,45 @@ def _grow(
     except OSError as error:
         raise ArtifactError(f"expected to write the bundle {folder}, got: {error.strerror}") from None
     return Bundle(folder, trusted)
+
+
+def upgrade_bundle(folder: Path) -> tuple[int, int]:
+    """Write a bundle's manifest in the present schema; what it was stays beside it as `manifest.schema-N.json`.
+
+    Parts, and with them labels, scores and versions, stay as they are.
+
+    Returns:
+        The schema before and after; the same where there is nothing to do.
+
+    Raises:
+        ArtifactError: the bundle is damaged or newer, or cannot be written.
+    """
+    bundle = Bundle(folder)  # every part is verified before anything is written
+    content = (folder / MANIFEST).read_bytes()
+    before = int(json.loads(content)["schema"])
+    if before == SCHEMA:
+        return before, before
+    try:
+        write_whole(folder / f"manifest.schema-{before}.json", content)
+        write_whole(folder / MANIFEST, _manifest_content(bundle.manifest))
+    except OSError as error:
+        raise ArtifactError(f"expected to write the bundle {folder}, got: {error.strerror}") from None
+    return before, Bundle(folder).manifest.schema
+
+
+def _with_sizes(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Schema 1 -> 2: the sizes of the parts, as they lie there; their digests are checked when they are read."""
+    files = {part: folder / _file_of(part, digest) for part, digest in raw["parts"].items() if part in SUFFIXES}
+    return {**raw, "sizes": {part: file.stat().st_size if file.is_file() else 0 for part, file in files.items()}}
+
+
+# Schema -> what makes a manifest's values those of the next schema.
+_UPGRADES: Mapping[int, Callable[[dict[str, Any], Path], dict[str, Any]]] = {1: _with_sizes}
+
+
+def _manifest_content(manifest: Manifest) -> bytes:
+    raw = asdict(manifest)
+    return json.dumps({**raw, "digest": _digest_of(raw)}, indent=2, sort_keys=True).encode()
 
 
 def _file_of(part: str, digest: str) -> str:
@@ -358,6 +436,10 @@ def _weights(network: nn.Module) -> bytes:
     return safetensors.torch.save({name: value.contiguous() for name, value in network.state_dict().items()})
 
 
+def _scores(calibration: Calibration) -> bytes:
+    return safetensors.numpy.save({"scores": np.ascontiguousarray(calibration.scores)})
+
+
 def _versions() -> dict[str, str]:
     libraries = ("torch", "scikit-learn", "skops", "safetensors", "numpy")
     return {"python": platform.python_version(), **{library: version(library) for library in libraries}}
@@ -368,17 +450,19 @@ def _manifest_from(content: bytes, path: Path) -> tuple[Manifest, str]:
     try:
         raw: dict[str, Any] = json.loads(content)
         schema = raw["schema"]
-        if schema != SCHEMA:
+        if schema not in {*_UPGRADES, SCHEMA}:
             raise ArtifactError(
-                f"expected a bundle of schema {SCHEMA}, got schema {schema} in {path}; update pathguard"
+                f"expected a bundle of schema 1 to {SCHEMA}, got schema {schema} in {path}; update pathguard"
             )
         digest = _digest_of(raw)
         if raw["digest"] != digest:
             raise ArtifactError(f"expected {path} as it was written, got another digest: it was altered")
+        for older in range(schema, SCHEMA):
+            raw = _UPGRADES[older](raw, path.parent)
         network, gates, detector = raw["network"], raw["gates"], raw["detector"]
         stages = {BACKBONE: True, NETWORK: gates, CLASSIFIER: detector, CALIBRATION: detector}
         wanted = {part for part, there in stages.items() if there}
-        if set(raw["parts"]) != wanted:
+        if set(raw["parts"]) != wanted or set(raw["sizes"]) != wanted:
             raise ArtifactError(f"expected the parts {sorted(wanted)} in {path}, got {sorted(raw['parts'])}")
         manifest = Manifest(
             network=NetworkInfo(
@@ -391,9 +475,9 @@ def _manifest_from(content: bytes, path: Path) -> tuple[Manifest, str]:
             gates=GatesInfo(**{**gates, "patterns": tuple(gates.get("patterns", ()))}) if gates else None,
             detector=DetectorInfo(**{**detector, "recipes": tuple(detector["recipes"])}) if detector else None,
             parts=raw["parts"],
+            sizes=raw["sizes"],
             training=raw["training"],
             versions=raw["versions"],
-            schema=schema,
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"expected a bundle's manifest in {path}, got a damaged one ({error!r})") from None

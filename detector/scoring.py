@@ -36,7 +36,7 @@ class Detector:
         self._device = best_device()
         self._network.to(self._device)
         self.name = name or bundle.folder.resolve().name
-        self.model_version = bundle.digest[:12]
+        self.model_version = bundle.model_digest[:12]
         self.threshold_version = bundle.threshold_digest[:12]
         self.spec: ImageSpec = bundle.manifest.network.spec
         self.class_names = bundle.manifest.network.classes

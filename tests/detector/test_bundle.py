@@ -8,7 +8,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from detector import bundle as bundles
-from detector.bundle import Bundle, DetectorInfo, add_detector
+from detector.bundle import Bundle, DetectorInfo, add_detector, recalibrate, upgrade_bundle
 from detector.classifier import default_estimator
 from detector.encoder import Evidence, encode_set
 from detector.errors import ArtifactError
@@ -100,8 +100,74 @@ def edit(folder, **changes):
 def test_a_newer_schema_is_refused_before_anything_is_read(whole):
     edit(whole.folder, schema=99)
 
-    with pytest.raises(ArtifactError, match="expected a bundle of schema 1, got (schema )?99 .* update pathguard"):
+    with pytest.raises(ArtifactError, match="expected a bundle of schema 1 to 2, got schema 99 .* update pathguard"):
         Bundle(whole.folder)
+
+
+def as_schema_1(folder):
+    """The bundle as the first release wrote it."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["sizes"], manifest["digest"]
+    manifest["schema"] = 1
+    content = json.dumps({**manifest, "digest": bundles._digest_of(manifest)}, indent=2, sort_keys=True)
+    (folder / "manifest.json").write_text(content)
+    return content
+
+
+def test_a_bundle_of_schema_1_is_read_as_it_is_and_upgraded_in_its_place(whole):
+    content = as_schema_1(whole.folder)
+    before = Detector(Bundle(whole.folder))
+
+    assert upgrade_bundle(whole.folder) == (1, 2)
+
+    upgraded = Bundle(whole.folder)
+    after = Detector(upgraded)
+    assert upgraded.manifest == whole.manifest
+    assert (after.model_version, after.threshold_version) == (before.model_version, before.threshold_version)
+    assert (whole.folder / "manifest.schema-1.json").read_text() == content
+    assert upgrade_bundle(whole.folder) == (2, 2)
+
+
+def test_a_damaged_bundle_of_schema_1_is_not_upgraded(whole):
+    content = as_schema_1(whole.folder)
+    file_of(whole, "network").write_bytes(b"")
+
+    with pytest.raises(ArtifactError, match=r"expected .*network-.* with SHA-256"):
+        upgrade_bundle(whole.folder)
+    assert (whole.folder / "manifest.json").read_text() == content
+
+
+def test_a_disk_that_is_full_leaves_a_bundle_of_schema_1_as_it_is(whole, monkeypatch):
+    content = as_schema_1(whole.folder)
+
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(bundles, "write_whole", full)
+    with pytest.raises(ArtifactError, match="got: No space left on device"):
+        upgrade_bundle(whole.folder)
+    assert (whole.folder / "manifest.json").read_text() == content
+
+
+def test_a_part_of_another_size_is_refused_before_it_is_read(whole):
+    with file_of(whole, "network").open("ab") as opened:
+        opened.truncate(10_000_000)
+
+    with pytest.raises(ArtifactError, match=r"expected .*network-.* of \d+ bytes, got 10000000: it was altered"):
+        Bundle(whole.folder)
+
+
+def test_a_new_calibration_is_another_threshold_version_of_the_same_model(whole, digits):
+    before = Detector(whole)
+    recalibrated = recalibrate(whole, Calibration(np.linspace(-2, 2, 49)), 0.1, {})
+
+    after = Detector(recalibrated)
+
+    assert after.model_version == before.model_version
+    assert after.threshold_version != before.threshold_version
+    assert (after.max_false_alarm_rate, after.calibration_images) == (0.1, 49)
+    with pytest.raises(ArtifactError, match="expected a false-alarm rate from 0.020000"):
+        recalibrate(whole, Calibration(np.linspace(-2, 2, 49)), 0.001, {})
 
 
 @pytest.mark.parametrize("parts", [{}, {"../elsewhere": "0" * 64}, []])
