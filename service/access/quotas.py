@@ -55,7 +55,7 @@ class Quotas:
         level, seen = self._buckets.get(client, (self._size, now))
         level = min(self._size, level + (now - seen) * self._rate)
         needed = min(float(amount), self._size)
-        allowed = level >= needed
+        allowed = level >= needed - 1e-6  # whoever comes when told to is not refused for a rounding error
         self._buckets[client] = (level - amount if allowed else level, now)
         self._buckets.move_to_end(client)
         if len(self._buckets) > self._max_clients:
