@@ -1,30 +1,32 @@
 """Many callers, one model: items wait here and are run together, in one thread.
 
-The batcher knows no model, only a callable. These rules keep callers out of each other's way:
+The batcher knows no model, only a callable, and no clock or thread but those that it is given. These rules keep callers
+out of each other's way:
 
 - what waits and runs is bounded, in items and in bytes; a caller who does not fit is refused before it has cost
-  anything, and so is one whose deadline would pass while it waits;
+  anything, and so is one whose deadline would pass before its items had been run;
 - a batch starts as soon as the model is free. Nobody waits for a batch to fill: while one batch runs, the next fills
   by itself, and on an idle machine waiting would only add delay;
 - earliest deadline first; but the item that has waited longest goes first once it has waited `max_wait_seconds`, so
   that a caller without a deadline is never passed over for ever;
 - what has expired or was cancelled is dropped before it is run;
 - a submission larger than a batch is split over several and answered once;
-- when a batch fails its items are run one by one, so that only the poisonous one fails.
+- when a batch fails its items are run one by one, so that only the poisonous one fails;
+- every submission ends exactly once: with its answers, with an error, or by its caller's leaving.
 """
 
 import asyncio
 import bisect
 import itertools
 import math
-import queue
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Generic, TypeVar
 
 from service.errors import AnswerError, ExpiredError, OverloadedError, UnavailableError
+from service.model_thread import ModelThread, Worker
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -50,15 +52,33 @@ class _Submission(Generic[Item, Answer]):
 class _Batch(Generic[Item, Answer]):
     """Items that run together, and how many of them each submission gave, in order."""
 
-    items: list[Item]
-    shares: list[tuple[_Submission[Item, Answer], int]]
     started: float
+    items: list[Item] = field(default_factory=list)
+    shares: list[tuple[_Submission[Item, Answer], int]] = field(default_factory=list)
+    waits: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRun(Generic[Item]):
+    """One batch that has been run, for those who count.
+
+    Attributes:
+        items: what ran together.
+        waits: how long each submission whose first item ran here had waited, in seconds.
+        seconds: how long it ran, with the second tries of a failed batch.
+        failed: items that ended with an error.
+    """
+
+    items: Sequence[Item]
+    waits: Sequence[float]
+    seconds: float
+    failed: int
 
 
 class MicroBatcher(Generic[Item, Answer]):
     """Runs the items of many callers together and gives each caller its own answers.
 
-    All methods are for the event loop's thread; `run` is called in a thread of the batcher's own.
+    All methods are for the event loop's thread; `run` is called where the worker works.
     """
 
     def __init__(
@@ -69,8 +89,11 @@ class MicroBatcher(Generic[Item, Answer]):
         max_wait_seconds: float,
         max_pending_items: int,
         max_pending_bytes: int,
+        on_batch: Callable[[BatchRun[Item]], None] | None = None,
+        worker: Worker | None = None,
+        clock: Callable[[], float] | None = None,
     ) -> None:
-        """Starts the thread; needs a running event loop.
+        """Needs a running event loop.
 
         Args:
             run: gives one answer for each of 1 to `max_batch` items, in order.
@@ -78,6 +101,9 @@ class MicroBatcher(Generic[Item, Answer]):
             max_wait_seconds: how long earlier deadlines may go before the longest waiting item, at least 0.
             max_pending_items: most items admitted and not yet answered, at least 1.
             max_pending_bytes: most bytes admitted and not yet answered, at least 1.
+            on_batch: told of every batch when it has been run; must not raise.
+            worker: where `run` is called; None for a thread of the batcher's own.
+            clock: seconds that never go back, which deadlines are told by; None for the loop's.
         """
         self._run = run
         self._max_batch = max_batch
@@ -85,6 +111,8 @@ class MicroBatcher(Generic[Item, Answer]):
         self._max_items = max_pending_items
         self._max_bytes = max_pending_bytes
         self._loop = asyncio.get_running_loop()
+        self._clock = self._loop.time if clock is None else clock
+        self._on_batch = on_batch
         self._numbers = itertools.count()
         self._waiting: list[_Submission[Item, Answer]] = []  # by deadline, then by arrival
         self._running: _Batch[Item, Answer] | None = None
@@ -94,15 +122,17 @@ class MicroBatcher(Generic[Item, Answer]):
         self._seconds = 0.0
         self._done = 0.0
         self._closed = False
-        self._handed: queue.SimpleQueue[_Batch[Item, Answer] | None] = queue.SimpleQueue()
-        # A daemon, so that a model that hangs cannot keep the process alive after the server has stopped.
-        self._thread = threading.Thread(target=self._work, name="model", daemon=True)
-        self._thread.start()
+        self._worker = ModelThread() if worker is None else worker
 
     @property
     def pending_items(self) -> int:
         """Items admitted and not yet answered."""
         return self._items
+
+    @property
+    def running_seconds(self) -> float:
+        """How long the present batch has been running; 0 while the model is idle."""
+        return 0.0 if self._running is None else self._clock() - self._running.started
 
     @contextmanager
     def admit(self, items: int, size: int, deadline: float | None = None) -> Iterator[None]:
@@ -111,10 +141,10 @@ class MicroBatcher(Generic[Item, Answer]):
         Args:
             items: how many items will be submitted, at most.
             size: the bytes that they will hold in memory.
-            deadline: by the loop's clock; None for none.
+            deadline: by the batcher's clock; None for none.
 
         Raises:
-            OverloadedError: there is no room, or the deadline would pass while the items wait.
+            OverloadedError: there is no room, or the deadline would pass before the items had been run.
             UnavailableError: the batcher is closed.
         """
         if self._closed:
@@ -123,18 +153,21 @@ class MicroBatcher(Generic[Item, Answer]):
             raise OverloadedError(
                 f"expected room for {items} more images, got {self._items} of at most {self._max_items} waiting",
                 self._retry_after(),
+                "images",
             )
         if self._bytes + size > self._max_bytes:
             raise OverloadedError(
                 f"expected room for {size} more bytes, got {self._bytes} of at most {self._max_bytes} waiting",
                 self._retry_after(),
+                "bytes",
             )
         if deadline is not None:
-            left, wait = deadline - self._loop.time(), self._expected_wait(deadline)
+            left, wait = deadline - self._clock(), self._expected_wait(items, deadline)
             if 0 < left < wait:
                 raise OverloadedError(
                     f"expected a deadline of more than {wait:.3f} s, the wait at present, got {left:.3f} s",
                     self._retry_after(),
+                    "deadline",
                 )
         self._items += items
         self._bytes += size
@@ -149,7 +182,7 @@ class MicroBatcher(Generic[Item, Answer]):
 
         Args:
             items: at least one; call inside `admit`.
-            deadline: by the loop's clock; None for none.
+            deadline: by the batcher's clock; None for none.
 
         Raises:
             ExpiredError: the deadline passed before all items had been run.
@@ -161,7 +194,7 @@ class MicroBatcher(Generic[Item, Answer]):
             items,
             math.inf if deadline is None else deadline,
             next(self._numbers),
-            self._loop.time(),
+            self._clock(),
             self._loop.create_future(),
         )
         bisect.insort(self._waiting, submission, key=_urgency)
@@ -174,13 +207,13 @@ class MicroBatcher(Generic[Item, Answer]):
                 self._waiting.remove(submission)
 
     async def close(self) -> None:
-        """Ends all submissions with UnavailableError, refuses new ones and lets the thread end; safe to call twice."""
+        """Ends all submissions with UnavailableError, refuses new ones and lets the worker end; safe to call twice."""
         self._closed = True
         running = [] if self._running is None else [submission for submission, _ in self._running.shares]
         for submission in [*self._waiting, *running]:
             _fail(submission, UnavailableError("the server is stopping"))
         self._waiting.clear()
-        self._handed.put(None)
+        self._worker.close()
 
     def _wake_up(self) -> None:
         # Not at once but when the loop has seen what else is there: callers who come together run together.
@@ -192,13 +225,15 @@ class MicroBatcher(Generic[Item, Answer]):
         batch = self._next_batch()
         if batch is not None:
             self._running = batch
-            self._handed.put(batch)
+            self._worker.start(partial(self._answers, batch.items), partial(self._finish, batch))
 
     def _next_batch(self) -> _Batch[Item, Answer] | None:
-        now = self._loop.time()
+        now = self._clock()
         while self._waiting and self._waiting[0].deadline <= now:
             _fail(self._waiting.pop(0), ExpiredError("the deadline passed while the images were waiting"))
-        batch: _Batch[Item, Answer] = _Batch([], [], now)
+        # A caller who was cancelled in this very turn of the loop has not had the time to leave.
+        self._waiting = [submission for submission in self._waiting if not submission.future.done()]
+        batch: _Batch[Item, Answer] = _Batch(now)
         oldest = min(self._waiting, key=_arrival, default=None)
         if oldest is not None and now - oldest.arrived >= self._max_wait:
             self._take(oldest, batch)
@@ -208,6 +243,8 @@ class MicroBatcher(Generic[Item, Answer]):
 
     def _take(self, submission: _Submission[Item, Answer], batch: _Batch[Item, Answer]) -> None:
         start = submission.taken
+        if not start:
+            batch.waits.append(batch.started - submission.arrived)
         submission.taken = min(len(submission.items), start + self._max_batch - len(batch.items))
         batch.items.extend(submission.items[start : submission.taken])
         batch.shares.append((submission, submission.taken - start))
@@ -216,8 +253,8 @@ class MicroBatcher(Generic[Item, Answer]):
 
     def _finish(self, batch: _Batch[Item, Answer], answers: "list[Answer | BaseException]") -> None:
         self._running = None
-        keep = 1 - _NEWEST_WEIGHT
-        self._seconds = keep * self._seconds + _NEWEST_WEIGHT * (self._loop.time() - batch.started)
+        keep, seconds = 1 - _NEWEST_WEIGHT, self._clock() - batch.started
+        self._seconds = keep * self._seconds + _NEWEST_WEIGHT * seconds
         self._done = keep * self._done + _NEWEST_WEIGHT * len(batch.items)
         position = 0
         for submission, share in batch.shares:
@@ -228,32 +265,30 @@ class MicroBatcher(Generic[Item, Answer]):
         # Straight away: the loop has already seen everything that came while the batch ran.
         if self._waiting and self._wake is None:
             self._start()
+        if self._on_batch is not None:
+            failed = sum(isinstance(answer, BaseException) for answer in answers)
+            self._on_batch(BatchRun(batch.items, batch.waits, seconds, failed))
 
-    def _expected_wait(self, deadline: float) -> float:
-        """Seconds until an item with `deadline` would start: the time of what goes before it."""
-        if not self._done:
+    def _expected_wait(self, items: int, deadline: float) -> float:
+        """Seconds until `items` with `deadline` would have been run: the time of what goes before them, and their own.
+
+        On an idle model it is 0 whatever was measured: the next caller always gets its chance, so that one slow batch
+        cannot shut out all who come after it.
+        """
+        if self._running is None and not self._waiting:
             return 0.0
-        seconds_per_item = self._seconds / self._done
         before = sum(len(other.items) - other.taken for other in self._waiting if other.deadline <= deadline)
-        wait = before * seconds_per_item
+        wait = (before + items) * self._seconds_per_item()
         if self._running is not None:
-            spent = self._loop.time() - self._running.started
-            wait += max(0.0, len(self._running.items) * seconds_per_item - spent)
+            wait += max(0.0, len(self._running.items) * self._seconds_per_item() - self.running_seconds)
         return wait
+
+    def _seconds_per_item(self) -> float:
+        return self._seconds / self._done if self._done else 0.0
 
     def _retry_after(self) -> float:
         """Half the time that all admitted items should take, within [0.01 s, 5 s]."""
-        seconds_per_item = self._seconds / self._done if self._done else 0.0
-        return min(5.0, max(0.01, self._items * seconds_per_item / 2))
-
-    def _work(self) -> None:
-        """The model thread: one batch after the other, until None comes."""
-        while (batch := self._handed.get()) is not None:
-            answers = self._answers(batch.items)
-            try:
-                self._loop.call_soon_threadsafe(self._finish, batch, answers)
-            except RuntimeError:  # the loop has been closed: nobody is left to answer
-                return
+        return min(5.0, max(0.01, self._items * self._seconds_per_item() / 2))
 
     def _answers(self, items: Sequence[Item]) -> "list[Answer | BaseException]":
         try:
@@ -261,7 +296,7 @@ class MicroBatcher(Generic[Item, Answer]):
             if len(answers) != len(items):
                 raise AnswerError(f"expected {len(items)} answers from the model, got {len(answers)}")
             return answers
-        # Whatever it is, the thread must go on: without it every caller would wait for ever.
+        # Whatever it is, the worker must go on: without it every caller would wait for ever.
         except BaseException as error:
             if len(items) == 1:
                 return [error]

@@ -3,10 +3,8 @@ import threading
 from contextlib import asynccontextmanager
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from service.batching import MicroBatcher
+from service.batching import BatchRun, MicroBatcher
 from service.errors import AnswerError, ExpiredError, OverloadedError, UnavailableError
 
 POISON = -1
@@ -37,15 +35,20 @@ class Model:
         return [2 * item for item in items]
 
 
+class Clock:
+    """Goes only where it is put."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
 @asynccontextmanager
-async def batching(model, *, max_batch=4, max_wait_seconds=60.0, max_pending_items=1000, max_pending_bytes=1000):
-    batcher = MicroBatcher(
-        model,
-        max_batch=max_batch,
-        max_wait_seconds=max_wait_seconds,
-        max_pending_items=max_pending_items,
-        max_pending_bytes=max_pending_bytes,
-    )
+async def batching(model, **settings):
+    limits = {"max_batch": 4, "max_wait_seconds": 60.0, "max_pending_items": 1000, "max_pending_bytes": 1000}
+    batcher = MicroBatcher(model, **(limits | settings))
     try:
         yield batcher
     finally:
@@ -122,17 +125,15 @@ async def test_who_has_waited_long_enough_goes_before_earlier_deadlines():
     assert model.batches == [[0], [1], [2]]
 
 
-async def test_what_expired_while_waiting_is_never_run(monkeypatch):
-    model, loop = Model(), asyncio.get_running_loop()
-    async with batching(model) as batcher:
+async def test_what_expired_while_waiting_is_never_run():
+    model, clock = Model(), Clock()
+    async with batching(model, clock=clock) as batcher:
         async with busy(model, batcher):
-            now = loop.time()
-            late, early = await waiting(batcher.submit([1], now + 50), batcher.submit([2], now + 500))
-            monkeypatch.setattr(loop, "time", lambda: now + 100)
+            late, early = await waiting(batcher.submit([1], 50), batcher.submit([2], 500))
+            clock.now = 100.0
         assert await early == [4]
         with pytest.raises(ExpiredError):
             await late
-        monkeypatch.undo()
     assert model.batches == [[0], [2]]
 
 
@@ -193,29 +194,55 @@ async def test_more_items_or_bytes_than_allowed_are_refused_at_once_and_room_com
             with pytest.raises(OverloadedError, match="expected room for 2 more images, got 2 of at most 3") as caught:
                 batcher.admit(2, 1).__enter__()
             assert caught.value.retry_after_seconds > 0
-            with pytest.raises(OverloadedError, match="expected room for 11 more bytes"):
+            assert caught.value.reason == "images"
+            with pytest.raises(OverloadedError, match="expected room for 11 more bytes") as caught:
                 batcher.admit(1, 11).__enter__()
+            assert caught.value.reason == "bytes"
         assert batcher.pending_items == 0
         with batcher.admit(3, 100):
             assert batcher.pending_items == 3
 
 
-async def test_a_caller_whose_deadline_would_pass_while_it_waits_is_refused(monkeypatch):
-    model, loop = Model(), asyncio.get_running_loop()
-    async with batching(model, max_batch=1) as batcher:
+async def ten_seconds_per_item(model, batcher, clock):
+    async with busy(model, batcher):
+        clock.now += 10.0
+
+
+async def test_a_caller_whose_deadline_would_pass_before_it_is_run_is_refused():
+    model, clock = Model(), Clock()
+    async with batching(model, max_batch=1, clock=clock) as batcher:
+        await ten_seconds_per_item(model, batcher, clock)
         async with busy(model, batcher):
-            # The batch of one item takes 10 s by the loop's clock.
-            started = loop.time()
-            monkeypatch.setattr(loop, "time", lambda: started + 10)
-        monkeypatch.setattr(loop, "time", lambda: started)
-        async with busy(model, batcher):
-            waiter, *_ = await waiting(batcher.submit([1], started + 30))
-            with pytest.raises(OverloadedError, match="the wait at present"):
-                batcher.admit(1, 1, started + 5).__enter__()
-            with batcher.admit(1, 1, started + 1000), batcher.admit(1, 1, None):
+            waiter, *_ = await waiting(batcher.submit([1], clock.now + 25))
+            # 10 s for what runs, 10 s for what waits before it, 10 s for itself.
+            with pytest.raises(OverloadedError, match="the wait at present") as caught:
+                batcher.admit(1, 1, clock.now + 29).__enter__()
+            assert caught.value.reason == "deadline"
+            # With an earlier deadline than the one that waits, only what runs goes before.
+            with batcher.admit(1, 1, clock.now + 31), batcher.admit(1, 1, clock.now + 24), batcher.admit(1, 1, None):
                 pass
         await waiter
-        monkeypatch.undo()
+
+
+async def test_on_an_idle_model_everybody_gets_a_chance_however_slow_it_was():
+    model, clock = Model(), Clock()
+    async with batching(model, clock=clock) as batcher:
+        await ten_seconds_per_item(model, batcher, clock)
+        with batcher.admit(1, 1, clock.now + 0.001):
+            assert await batcher.submit([1], clock.now + 0.001) == [2]
+
+
+async def test_each_batch_is_told_with_its_waits_its_time_and_its_failures():
+    model, clock, told = Model(), Clock(), []
+    async with batching(model, clock=clock, on_batch=told.append) as batcher:
+        async with busy(model, batcher):
+            tasks = await waiting(batcher.submit([1, POISON]), batcher.submit([3]))
+            assert batcher.running_seconds == 0.0
+            clock.now += 2.0
+            assert batcher.running_seconds == 2.0
+        await asyncio.gather(*tasks)
+        assert batcher.running_seconds == 0.0
+    assert told == [BatchRun([0], [0.0], 2.0, 0), BatchRun([1, POISON, 3], [2.0, 2.0], 0.0, 1)]
 
 
 async def test_closing_ends_what_waits_and_what_runs_and_refuses_what_comes():
@@ -233,42 +260,3 @@ async def test_closing_ends_what_waits_and_what_runs_and_refuses_what_comes():
             await batcher.submit([2])
         with pytest.raises(UnavailableError):
             batcher.admit(1, 1).__enter__()
-
-
-# Items, seconds to the deadline or None, whether it is cancelled while the model is busy.
-callers = st.lists(
-    st.tuples(
-        st.lists(st.integers(POISON, 9), min_size=1, max_size=9),
-        st.none() | st.integers(100, 10_000),
-        st.booleans(),
-    ),
-    min_size=1,
-    max_size=12,
-)
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(callers, st.integers(1, 5))
-def test_every_future_ends_once_with_its_own_answers_in_batches_within_the_limit(callers, max_batch):
-    async def scenario():
-        model = Model()
-        async with batching(model, max_batch=max_batch) as batcher:
-            async with busy(model, batcher):
-                now = asyncio.get_running_loop().time()
-                tasks = await waiting(
-                    *(batcher.submit(items, None if left is None else now + left) for items, left, _ in callers)
-                )
-                for task, (_, _, cancelled) in zip(tasks, callers, strict=True):
-                    if cancelled:
-                        task.cancel()
-            return model.batches, await asyncio.gather(*tasks, return_exceptions=True)
-
-    batches, outcomes = asyncio.run(scenario())
-
-    assert all(1 <= len(batch) <= max_batch for batch in batches)
-    for (items, _, cancelled), outcome in zip(callers, outcomes, strict=True):
-        if cancelled:
-            assert isinstance(outcome, asyncio.CancelledError)
-            continue
-        expected = ["failed" if item == POISON else 2 * item for item in items]
-        assert ["failed" if isinstance(answer, RuntimeError) else answer for answer in outcome] == expected

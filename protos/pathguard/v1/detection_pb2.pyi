@@ -251,18 +251,20 @@ class ImageResult(_message.Message):
         label: _builtins.int = ...,
         label_name: _builtins.str = ...,
         probabilities: _abc.Iterable[_builtins.float] | None = ...,
-        score: _builtins.float = ...,
+        score: _builtins.float | None = ...,
         p_value: _builtins.float = ...,
         verdict: Global___Verdict.ValueType = ...,
         resized: _builtins.bool = ...,
         path: _builtins.bytes = ...,
         id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "score", b"score", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "label", b"label", "label_name", b"label_name", "p_value", b"p_value", "path", b"path", "probabilities", b"probabilities", "resized", b"resized", "score", b"score", "status", b"status", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "id", b"id", "label", b"label", "label_name", b"label_name", "p_value", b"p_value", "path", b"path", "probabilities", b"probabilities", "resized", b"resized", "score", b"score", "status", b"status", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__score: _TypeAlias = _typing.Literal["score"]  # noqa: Y015
+    _WhichOneofArgType__score: _TypeAlias = _typing.Literal["_score", b"_score"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__score) -> _WhichOneofReturnType__score | None: ...
 
 Global___ImageResult: _TypeAlias = ImageResult  # noqa: Y015
 
