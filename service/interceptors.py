@@ -119,6 +119,12 @@ async def abort_with(context: Context, status: Status) -> NoReturn:
     await context.abort(_CODES[status.code], status.message, ((DETAILS_KEY, status.SerializeToString()),))
 
 
+def code_of(context: Any) -> int:
+    """The status that ended a failed RPC: what it was aborted with, or UNKNOWN, which gRPC then makes of it."""
+    code = context.code()
+    return int(code.value[0]) if isinstance(code, grpc.StatusCode) else int(code or grpc.StatusCode.UNKNOWN.value[0])
+
+
 def _is_cancelled() -> bool:
     """Whether somebody cancelled this RPC, rather than its handler having run into somebody else's cancellation."""
     task = asyncio.current_task()

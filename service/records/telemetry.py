@@ -35,7 +35,7 @@ from prometheus_client.utils import floatToGoString
 from service.access.callers import caller
 from service.config import MetricsConfig
 from service.errors import AddressError
-from service.interceptors import Context, Single, Stream
+from service.interceptors import Context, Single, Stream, code_of
 from service.records.logs import REQUEST_ID_KEY, begin_request
 
 _log = logging.getLogger(__name__)
@@ -168,7 +168,7 @@ class CallWrapper:
             except asyncio.CancelledError:
                 raise
             except BaseException:
-                code = _code_of(context)
+                code = code_of(context)
                 raise
             else:
                 books.received.inc()
@@ -195,7 +195,7 @@ class CallWrapper:
             except (asyncio.CancelledError, GeneratorExit):
                 raise
             except BaseException:
-                code = _code_of(context)
+                code = code_of(context)
                 raise
             finally:
                 books.end(began, code, context)
@@ -280,8 +280,3 @@ class _HttpServer(ThreadingHTTPServer):
     def server_bind(self) -> None:
         TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
-
-
-def _code_of(context: Any) -> int:
-    """The status that ended the RPC; the stubs say that it is a `StatusCode`, but it is a number."""
-    return int(context.code() or grpc.StatusCode.UNKNOWN.value[0])
