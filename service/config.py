@@ -138,6 +138,7 @@ class ServiceConfig:
     stall_seconds: float = _setting(30.0, "How long one batch may take before health says NOT_SERVING.", 0.001)
     notice_seconds: float = _setting(0.5, "At a stop: how long calls are still taken after NOT_SERVING is told.", 0)
     drain_seconds: float = _setting(20.0, "At a stop: how long calls that were taken may go on.", 0)
+    reload_seconds: float = _setting(1.0, "How often files of certificates and credentials are looked at.", 0.001)
     reflection: bool = _setting(True, "Whether clients may ask the server for its contract.")
     traces: bool = _setting(False, "Send OpenTelemetry traces; OTEL_... variables say where (extra `otel`).")
     allow_insecure: bool = _setting(False, "Listen without TLS on an address that other machines can reach.")

@@ -13,6 +13,7 @@ import grpc
 from google.rpc.status_pb2 import Status
 
 from service.errors import status_of
+from service.records.logs import REQUEST_ID_KEY, request_id
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -65,13 +66,34 @@ class WrappingInterceptor(grpc.aio.ServerInterceptor):
 class ErrorWrapper:
     """Ends failed RPCs with the status that `service.errors` gives, as `google.rpc.Status` with all its details."""
 
+    def __init__(self, on_error: Callable[[BaseException], None] = lambda _error: None) -> None:
+        """`on_error` is told of every error that a handler raised; it must not raise."""
+        self._on_error = on_error
+
     def single(self, method: str, behaviour: Single) -> Single:
         """Goes around a handler that answers once."""
-        return _guarded(behaviour)
+
+        async def guarded(request: Any, context: Context) -> Any:
+            try:
+                return await behaviour(request, context)
+            except (Exception, asyncio.CancelledError) as error:
+                self._on_error(error)
+                await _end(context, error)
+
+        return guarded
 
     def stream(self, method: str, behaviour: Stream) -> Stream:
         """Goes around a handler that answers with a stream."""
-        return _guarded_stream(behaviour)
+
+        async def guarded(request: Any, context: Context) -> AsyncIterator[Any]:
+            try:
+                async for response in behaviour(request, context):
+                    yield response
+            except (Exception, asyncio.CancelledError) as error:
+                self._on_error(error)
+                await _end(context, error)
+
+        return guarded
 
 
 def _wrapped(handler: Any, method: str, wrapper: Wrapper) -> Handler:
@@ -85,27 +107,6 @@ def _wrapped(handler: Any, method: str, wrapper: Wrapper) -> Handler:
     return single(wrapper.single(method, handler.stream_unary or handler.unary_unary), *coders)
 
 
-def _guarded(behaviour: Single) -> Single:
-    async def guarded(request: Any, context: Context) -> Any:
-        try:
-            return await behaviour(request, context)
-        except (Exception, asyncio.CancelledError) as error:
-            await _end(context, error)
-
-    return guarded
-
-
-def _guarded_stream(behaviour: Stream) -> Stream:
-    async def guarded(request: Any, context: Context) -> AsyncIterator[Any]:
-        try:
-            async for response in behaviour(request, context):
-                yield response
-        except (Exception, asyncio.CancelledError) as error:
-            await _end(context, error)
-
-    return guarded
-
-
 async def _end(context: Context, error: BaseException) -> NoReturn:
     if isinstance(error, grpc.aio.AbortError):
         raise error
@@ -115,8 +116,11 @@ async def _end(context: Context, error: BaseException) -> NoReturn:
 
 
 async def abort_with(context: Context, status: Status) -> NoReturn:
-    """Ends the RPC with `status` and its details."""
-    await context.abort(_CODES[status.code], status.message, ((DETAILS_KEY, status.SerializeToString()),))
+    """Ends the RPC with `status` and its details, and with its id where it has one."""
+    details: list[tuple[str, str | bytes]] = [(DETAILS_KEY, status.SerializeToString())]
+    if number := request_id():
+        details.append((REQUEST_ID_KEY, number))
+    await context.abort(_CODES[status.code], status.message, tuple(details))
 
 
 def code_of(context: Any) -> int:

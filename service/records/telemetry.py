@@ -33,8 +33,9 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from service.access.callers import caller
+from service.batching import BatchRun
 from service.config import MetricsConfig
-from service.errors import AddressError
+from service.errors import AddressError, OverloadedError
 from service.interceptors import Context, Single, Stream, code_of
 from service.records.logs import REQUEST_ID_KEY, begin_request
 
@@ -77,7 +78,7 @@ class Metrics:
         self.batches = histogram("pathguard_batch_images", "Images in a forward pass", [], _SIZES)
         self.batch_seconds = histogram("pathguard_batch_seconds", "Seconds of a forward pass", [], _SECONDS)
         self.waits = histogram("pathguard_queue_wait_seconds", "Seconds that images waited for a batch", [], _SECONDS)
-        self.failed_batches = counter("pathguard_failed_batches", "Batches that failed and were run one by one")
+        self.failed_batches = counter("pathguard_failed_batches", "Batches in which an image failed")
         self.shed = counter("pathguard_shed", "Calls refused for load, by what there was too much of", ["reason"])
         self.models = gauge(
             "pathguard_model_info",
@@ -113,6 +114,20 @@ class Metrics:
     def file_read(self, name: str, taken: bool) -> None:
         """Counts a changed file that was taken or refused."""
         self.reloads.labels(name, "taken" if taken else "refused").inc()
+
+    def error_raised(self, error: BaseException) -> None:
+        """Counts a call that was refused for load."""
+        if isinstance(error, OverloadedError):
+            self.shed.labels(error.reason).inc()
+
+    def batch_ran(self, run: BatchRun[Any]) -> None:
+        """Counts a batch that has been run."""
+        self.batches.observe(len(run.items))
+        self.batch_seconds.observe(run.seconds)
+        for wait in run.waits:
+            self.waits.observe(wait)
+        if run.failed:
+            self.failed_batches.inc()
 
     def certificate_ends(self, when: datetime) -> None:
         """Tells when the server's certificate expires."""
