@@ -7,12 +7,13 @@ leaves the client waiting until its deadline.
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, NoReturn, Protocol, TypeAlias, final
+from dataclasses import dataclass
+from typing import Any, NoReturn, Protocol, TypeAlias, cast, final
 
 import grpc
 from google.rpc.status_pb2 import Status
 
-from service.errors import status_of
+from service.errors import InvalidRequestError, status_of
 from service.records.logs import REQUEST_ID_KEY, request_id
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -57,6 +58,7 @@ class WrappingInterceptor(grpc.aio.ServerInterceptor):
             handler = await continuation(handler_call_details)
             if handler is None:
                 return None
+            handler = _told_of_damage(handler, method)
             for wrapper in reversed(self._wrappers):
                 handler = _wrapped(handler, method, wrapper)
             self._wrapped[method] = handler
@@ -96,8 +98,58 @@ class ErrorWrapper:
         return guarded
 
 
-def _wrapped(handler: Any, method: str, wrapper: Wrapper) -> Handler:
-    coders = (handler.request_deserializer, handler.response_serializer)
+@dataclass(frozen=True, slots=True)
+class _Damaged:
+    """In the place of a request that could not be read; gRPC itself would tell the caller what the parser said."""
+
+    size: int
+
+
+def _told_of_damage(handler: Any, method: str) -> Handler:
+    """The handler, which refuses as malformed what its parser does not take."""
+    read = handler.request_deserializer
+    if read is None:
+        return cast(Handler, handler)
+
+    def tolerant(content: bytes) -> Any:
+        try:
+            return read(content)
+        except Exception:
+            return _Damaged(len(content))
+
+    return _wrapped(handler, method, _DamageWrapper(), tolerant)
+
+
+class _DamageWrapper:
+    """Goes innermost, so that its refusal goes the way of every other."""
+
+    def single(self, method: str, behaviour: Single) -> Single:
+        async def checked(request: Any, context: Context) -> Any:
+            return await behaviour(_whole(request), context)
+
+        return checked
+
+    def stream(self, method: str, behaviour: Stream) -> Stream:
+        def checked(request: Any, context: Context) -> AsyncIterator[Any]:
+            return behaviour(_whole(request), context)
+
+        return checked
+
+
+def _whole(request: Any) -> Any:
+    """The request, or the stream of requests, as it is where it could be read."""
+    if isinstance(request, _Damaged):
+        raise InvalidRequestError({"request": f"expected a message of this method, got {request.size} other bytes"})
+    return _all_whole(request) if hasattr(request, "__aiter__") else request
+
+
+async def _all_whole(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _whole(request)
+
+
+def _wrapped(handler: Any, method: str, wrapper: Wrapper, read: Any = None) -> Handler:
+    coders = (read or handler.request_deserializer, handler.response_serializer)
     if handler.response_streaming:
         stream = (
             grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler

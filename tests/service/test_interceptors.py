@@ -45,10 +45,10 @@ async def answer_each(requests, context):
 async def channel():
     server = grpc.aio.server(interceptors=[WrappingInterceptor(ErrorWrapper())], options=[("grpc.so_reuseport", 0)])
     handlers = {
-        "single": grpc.unary_unary_rpc_method_handler(fail),
-        "stream": grpc.unary_stream_rpc_method_handler(fail_in_stream),
-        "upload": grpc.stream_unary_rpc_method_handler(fail_after_reading),
-        "talk": grpc.stream_stream_rpc_method_handler(answer_each),
+        "single": grpc.unary_unary_rpc_method_handler(fail, read),
+        "stream": grpc.unary_stream_rpc_method_handler(fail_in_stream, read),
+        "upload": grpc.stream_unary_rpc_method_handler(fail_after_reading, read),
+        "talk": grpc.stream_stream_rpc_method_handler(answer_each, read),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test", handlers),))
     port = server.add_insecure_port("127.0.0.1:0")
@@ -94,6 +94,20 @@ async def test_what_a_handler_raises_becomes_a_status_and_no_secret_leaves(chann
     assert caught.value.code() is code
     assert caught.value.details().startswith(text)
     assert "secret" not in str(caught.value) + str(caught.value.trailing_metadata())
+
+
+def read(content):
+    if content == b"damaged":
+        raise ValueError("secret of the parser")
+    return content
+
+
+@kinds
+async def test_a_request_that_cannot_be_read_is_the_callers_fault_and_the_parsers_words_stay_here(channel, kind):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call(channel, kind, b"damaged")
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.details() == "request: expected a message of this method, got 7 other bytes"
 
 
 async def test_a_caller_who_leaves_is_let_go(channel, caplog):
