@@ -5,7 +5,7 @@ one's updates away, and Watch streams keep a stopping server waiting until its g
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from typing import Any
 
 import grpc
@@ -18,16 +18,27 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class Health(HealthServicer):
     """Health of the server as a whole (`""`) and of each of its services: all serve, or none does."""
 
-    def __init__(self, services: Collection[str]) -> None:
-        """Starts as NOT_SERVING; `services` are full names such as `pathguard.v1.DetectionService`."""
+    def __init__(self, services: Collection[str], on_change: Callable[[bool], None] = lambda _serving: None) -> None:
+        """Starts as NOT_SERVING.
+
+        Args:
+            services: full names such as `pathguard.v1.DetectionService`.
+            on_change: told whenever it is set whether they serve.
+        """
+        self._on_change = on_change
         self._services = frozenset(services) | {""}
         self._serving = False
         self._closed = False
         self._changed = asyncio.Event()
 
+    def healthy(self) -> bool:
+        """Whether everything serves; safe from any thread."""
+        return self._serving
+
     def set_serving(self, serving: bool) -> None:
         """Tells everybody who asks or watches."""
         self._serving = serving
+        self._on_change(serving)
         self._tell_watchers()
 
     def close(self) -> None:

@@ -10,8 +10,9 @@ import logging
 import socket
 import threading
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from datetime import datetime
+from http import HTTPStatus
 from http.server import ThreadingHTTPServer
 from socketserver import TCPServer
 from time import perf_counter
@@ -257,16 +258,23 @@ class _Books:
 
 
 class MetricsServer:
-    """`/metrics` over plain HTTP, in threads of its own."""
+    """`/metrics`, and `/healthz` for probes that speak no gRPC or no TLS: plain HTTP, in threads of its own."""
 
-    def __init__(self, config: MetricsConfig, registry: CollectorRegistry) -> None:
+    def __init__(
+        self, config: MetricsConfig, registry: CollectorRegistry, healthy: Callable[[], bool] = lambda: True
+    ) -> None:
         """Listens.
+
+        Args:
+            config: where.
+            registry: what is told.
+            healthy: whether `/healthz` answers 200 rather than 503; called from any thread.
 
         Raises:
             AddressError: the port is in use, or the host is not an address of this machine.
         """
         host = config.host.strip("[]")
-        handler = type("_Handler", (MetricsHandler,), {"registry": registry, "timeout": _SCRAPE_SECONDS})
+        handler = type("_Handler", (_MetricsHandler,), {"registry": registry, "healthy": staticmethod(healthy)})
         try:
             self._server = _HttpServer((host, config.port or 0), handler)
         except OSError as error:
@@ -280,6 +288,20 @@ class MetricsServer:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(5)
+
+
+class _MetricsHandler(MetricsHandler):
+    timeout = _SCRAPE_SECONDS
+    healthy: Callable[[], bool]
+
+    def do_GET(self) -> None:
+        if self.path.partition("?")[0] != "/healthz":
+            super().do_GET()
+            return
+        healthy = self.healthy()
+        self.send_response(HTTPStatus.OK if healthy else HTTPStatus.SERVICE_UNAVAILABLE)
+        self.end_headers()
+        self.wfile.write(b"SERVING\n" if healthy else b"NOT_SERVING\n")
 
 
 class _HttpServer(ThreadingHTTPServer):

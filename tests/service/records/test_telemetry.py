@@ -1,6 +1,7 @@
 import asyncio
 import json
 import re
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -100,6 +101,22 @@ def test_metrics_are_read_over_http_and_an_address_in_use_is_told():
     finally:
         server.close()
     assert 'pathguard_build_info{version="1.2.3"} 1.0' in text
+
+
+def test_a_probe_without_grpc_asks_over_http():
+    healthy = []
+    server = MetricsServer(MetricsConfig(port=0), Metrics("1").registry, lambda: bool(healthy))
+    url = f"http://127.0.0.1:{server.port}/healthz"
+    try:
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(url, timeout=10)
+        caught.value.close()
+        healthy.append(True)
+        with urllib.request.urlopen(url, timeout=10) as response:
+            assert response.read() == b"SERVING\n"
+    finally:
+        server.close()
+    assert caught.value.code == 503
 
 
 def test_a_spread_of_many_values_reads_like_any_histogram():
