@@ -131,6 +131,7 @@ class ServiceConfig:
     max_pending_images: int = _setting(4096, "Most images taken in and not yet answered.", 1)
     max_pending_bytes: int = _setting(256 * 1024 * 1024, "Most bytes of pixels taken in and not yet answered.", 1)
     max_images_per_request: int = _setting(1024, "Most images in one call.", 1)
+    stream_in_flight: int = _setting(256, "Images of one DetectStream that are under way at once.", 1)
     max_message_bytes: int = _setting(64 * 1024 * 1024, "Largest request or response message.", 1, 2**31 - 1)
     max_pixels: int = _setting(16_777_216, "Largest height times width of an encoded image, read from its header.", 1)
     max_call_seconds: float = _setting(60.0, "Longest that a call may take, whatever its deadline.", 0.001)

@@ -16,6 +16,7 @@ class Lifecycle:
         self._calls = 0
         self._idle = asyncio.Event()
         self._idle.set()
+        self._closed = asyncio.Event()
 
     @property
     def opened(self) -> bool:
@@ -29,6 +30,12 @@ class Lifecycle:
     def close(self) -> None:
         """New calls are refused from now on; those that were taken go on."""
         self._refusal = "the server is stopping, try again"
+        self._closed.set()
+
+    async def closing(self) -> UnavailableError:
+        """Returns when new calls are refused from now on, with what those are told: for calls that would go on."""
+        await self._closed.wait()
+        return UnavailableError(self._refusal)
 
     @contextmanager
     def call(self) -> Iterator[None]:

@@ -1,14 +1,12 @@
-"""The only place that knows both protobuf messages and arrays."""
+"""The only place that knows both the messages of `pathguard.v1` and what the server makes of them."""
 
 from collections.abc import Mapping, Sequence
 
-from google.rpc.status_pb2 import Status
-
-from detector.errors import ImageError
-from detector.images import DecodedImage, ImageSpec, decode, from_raw
 from protos.pathguard.v1 import detection_pb2 as pb
-from service.errors import InvalidRequestError
-from service.model import Answer, Model, smallest_false_alarm_rate
+from service.errors import InvalidRequestError, status_of
+from service.model import Model, smallest_false_alarm_rate
+from service.pipeline import Reply
+from service.sources import FileSource, NoSource, RawSource, Source
 
 PATH_SCHEMA_VERSION = 1
 
@@ -25,30 +23,34 @@ def check_request(request: pb.DetectRequest, model: Model, max_images: int) -> f
     rate = model.max_false_alarm_rate
     if request.HasField("max_false_alarm_rate"):
         rate = request.max_false_alarm_rate
-        smallest = smallest_false_alarm_rate(model)
-        if not smallest <= rate < 1:
-            violations["max_false_alarm_rate"] = (
-                f"expected a rate of at least {smallest:.6g} (1 of {model.calibration_images} calibration images and "
-                f"this one) and below 1, got {rate:g}"
-            )
+        if problem := problem_with_rate(rate, model):
+            violations["max_false_alarm_rate"] = problem
     if violations:
         raise InvalidRequestError(violations)
     return rate
 
 
-def decode_image(image: pb.Image, spec: ImageSpec, max_pixels: int) -> DecodedImage:
-    """The pixels of one image of a request.
+def problem_with_rate(rate: float, model: Model) -> str | None:
+    """Why `model` cannot decide at `rate`; None if it can."""
+    smallest = smallest_false_alarm_rate(model)
+    if smallest <= rate < 1:
+        return None
+    return (
+        f"expected a rate of at least {smallest:.6g} (1 of {model.calibration_images} calibration images and this one) "
+        f"and below 1, got {rate:g}"
+    )
 
-    Raises:
-        ImageError: no content, damaged, or not as `spec` wants it.
-    """
-    form = image.WhichOneof("content")
-    if form == "raw":
-        raw = image.raw
-        return from_raw(raw.pixels, raw.height, raw.width, raw.channels, spec)
-    if form == "encoded":
-        return decode(image.encoded, spec, max_pixels)
-    raise ImageError("expected encoded or raw content, got an image with neither")
+
+def source_of(image: pb.Image) -> Source:
+    """One image of a request, in the form in which it came."""
+    match image.WhichOneof("content"):
+        case "raw":
+            raw = image.raw
+            return RawSource(raw.pixels, raw.height, raw.width, raw.channels)
+        case "encoded":
+            return FileSource(image.encoded)
+        case _:
+            return NoSource()
 
 
 def field_of(image: pb.Image, position: int) -> str:
@@ -57,43 +59,39 @@ def field_of(image: pb.Image, position: int) -> str:
     return f"images[{position}].{form}" if form else f"images[{position}]"
 
 
-def is_encoded(image: pb.Image) -> bool:
-    """Whether the image is a file that has to be decoded."""
-    return image.HasField("encoded")
-
-
 def response_of(
-    results: Sequence[tuple[Answer, bool] | Status], model: Model, rate: float, include_path: bool
+    request: pb.DetectRequest, replies: Sequence[Reply | BaseException], model: Model, rate: float
 ) -> pb.DetectResponse:
     """The answer to a call.
 
     Args:
-        results: for each image the detector's answer and whether it was resized, or why there is none.
+        request: the call.
+        replies: for each of its images the reply, or why there is none.
         model: who answered.
         rate: the false-alarm rate to decide at.
-        include_path: whether results carry their paths.
     """
     response = pb.DetectResponse(
         model=model.name,
         model_version=model.model_version,
         threshold_version=model.threshold_version,
         max_false_alarm_rate=rate,
-        path_layout=_layout_of(model.layers) if include_path else None,
+        path_layout=_layout_of(model.layers) if request.include_path else None,
     )
-    for result in results:
-        if isinstance(result, Status):
-            response.results.add(status=result)
+    for position, (image, reply) in enumerate(zip(request.images, replies, strict=True)):
+        if isinstance(reply, BaseException):
+            response.results.add(id=image.id, status=status_of(reply, field_of(image, position)))
             continue
-        answer, resized = result
+        answer = reply.answer
         response.results.add(
+            id=image.id,
             label=answer.label,
             label_name=model.class_names[answer.label],
             probabilities=answer.probabilities,
             score=answer.score,
             p_value=answer.p_value,
             verdict=pb.VERDICT_ADVERSARIAL if answer.p_value <= rate else pb.VERDICT_CLEAN,
-            resized=resized,
-            path=answer.path if include_path else b"",
+            resized=reply.resized,
+            path=answer.path if request.include_path else b"",
         )
     return response
 

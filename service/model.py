@@ -1,6 +1,7 @@
-"""What the server asks of a detector, and the detector's answer about one image."""
+"""What the server asks of detectors, and a detector's answer about one image."""
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,7 +10,7 @@ import numpy as np
 
 from detector.detections import Detections
 from detector.images import ImageSpec, Pixels
-from service.errors import AnswerError
+from service.errors import AnswerError, UnknownModelError
 
 
 class Model(Protocol):
@@ -51,6 +52,47 @@ class Model(Protocol):
         """`uint8` `(images, height, width, channels)` -> what the network and the detector say about them."""
 
 
+class Models(Protocol):
+    """The models in service, by name and version."""
+
+    def find(self, name: str, version: str = "") -> Model:
+        """The model to ask now.
+
+        Args:
+            name: what callers know it by; empty for the default.
+            version: empty for the one that calls without a version get.
+
+        Raises:
+            UnknownModelError: there is none of that name and version.
+            UnavailableError: there is one, but it is not loaded yet.
+        """
+
+    def all(self) -> Sequence[Model]:
+        """Every version of every model, the default first."""
+
+
+@dataclass(frozen=True, slots=True)
+class OneModel:
+    """A server's models where there is just one."""
+
+    model: Model
+
+    def find(self, name: str, version: str = "") -> Model:
+        """As `Models.find`."""
+        if name and name != self.model.name:
+            raise UnknownModelError(f"expected a model that this server has ({self.model.name}), got {name!r}")
+        if version and version != self.model.model_version:
+            raise UnknownModelError(
+                f"expected a version of {self.model.name} that this server has ({self.model.model_version}), got "
+                f"{version!r}"
+            )
+        return self.model
+
+    def all(self) -> Sequence[Model]:
+        """As `Models.all`."""
+        return (self.model,)
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What the detector says about one image.
@@ -68,6 +110,47 @@ class Answer:
     score: float
     p_value: float
     path: bytes
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One image on its way through a model, which stays the one that the call began with.
+
+    Attributes:
+        model: whom to ask.
+        pixels: `uint8` `(height, width, channels)`.
+        started: when it was run first, by `time.monotonic`; 0 before.
+        ended: when it was run last, likewise.
+    """
+
+    model: Model
+    pixels: Pixels
+    started: float = 0.0
+    ended: float = 0.0
+
+
+def run_jobs(jobs: Sequence[Job]) -> list[Answer]:
+    """The answers for `jobs`, in order; those of one model run together.
+
+    Raises:
+        AnswerError: as `ask`.
+    """
+    begin = time.monotonic()
+    places: dict[int, list[int]] = {}
+    for place, job in enumerate(jobs):
+        job.started = job.started or begin
+        places.setdefault(id(job.model), []).append(place)
+    try:
+        if len(places) == 1:
+            return ask(jobs[0].model, [job.pixels for job in jobs])
+        answers: dict[int, Answer] = {}
+        for own in places.values():
+            answers.update(zip(own, ask(jobs[own[0]].model, [jobs[place].pixels for place in own]), strict=True))
+        return [answers[place] for place in range(len(jobs))]
+    finally:
+        end = time.monotonic()
+        for job in jobs:
+            job.ended = end
 
 
 def ask(model: Model, images: Sequence[Pixels]) -> list[Answer]:

@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-from google.rpc.status_pb2 import Status
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -10,8 +9,9 @@ from detector.images import ImageSpec, encode_png
 from detector.path_encoding import PathEncoding
 from protos.pathguard.v1 import detection_pb2 as pb
 from service.errors import InvalidRequestError
-from service.messages import check_request, decode_image, field_of, model_message, response_of
+from service.messages import check_request, field_of, model_message, response_of, source_of
 from service.model import Answer
+from service.pipeline import Reply
 from tests.service.fakes import LAYERS, SPEC, FakeDetector, image_of
 
 MODEL = FakeDetector()
@@ -26,7 +26,7 @@ def raw(pixels):
 def test_raw_pixels_and_png_files_give_back_the_pixels(pixels):
     spec = ImageSpec(*pixels.shape)
     for image in (raw(pixels), pb.Image(encoded=encode_png(pixels))):
-        decoded = decode_image(image, spec, max_pixels=100)
+        decoded = source_of(image).decode(spec, max_pixels=100)
         np.testing.assert_array_equal(decoded.pixels, pixels)
         assert not decoded.resized
 
@@ -44,7 +44,7 @@ def test_raw_pixels_and_png_files_give_back_the_pixels(pixels):
 )
 def test_a_bad_image_says_what_was_expected_and_where(image, field, message):
     with pytest.raises(ImageError) as caught:
-        decode_image(image, SPEC, max_pixels=50)
+        source_of(image).decode(SPEC, max_pixels=50)
     assert message in str(caught.value)
     assert field_of(image, 2) == field
 
@@ -74,25 +74,31 @@ def test_no_image_and_too_many_are_refused(count):
 )
 def test_an_image_is_flagged_up_to_and_at_the_rate(p_value, verdict):
     answer = Answer(1, [0.0, 1.0, 0.0], 2.0, p_value, b"")
-    response = response_of([(answer, True)], MODEL, 0.05, include_path=False)
+    request = pb.DetectRequest(images=[pb.Image(id="mine")])
+    response = response_of(request, [Reply(answer, resized=True)], MODEL, 0.05)
 
     assert response.results[0].verdict == verdict
     assert (response.results[0].label_name, response.results[0].resized) == ("shoe", True)
+    assert response.results[0].id == "mine"
     assert (response.model_version, response.threshold_version) == ("model-1", "threshold-1")
     assert not response.HasField("path_layout")
 
 
 def test_a_status_stands_in_its_images_place():
     answer = Answer(0, [1.0], 2.0, 0.5, b"")
-    response = response_of([Status(code=3, message="bad"), (answer, False)], MODEL, 0.05, include_path=False)
-    assert [result.status.code for result in response.results] == [3, 0]
+    request = pb.DetectRequest(images=[pb.Image(id="a"), pb.Image(id="b")])
+    response = response_of(request, [ImageError("bad"), Reply(answer, resized=False)], MODEL, 0.05)
+    assert [(result.id, result.status.code) for result in response.results] == [("a", 3), ("b", 0)]
+    assert not response.results[0].HasField("score")
     assert response.results[0].verdict == pb.VERDICT_UNSPECIFIED
 
 
 @given(arrays.arrays(np.bool_, (1, sum(LAYERS.values()))))
 def test_a_path_comes_back_bit_by_bit(bits):
     packed = PathEncoding(bits, LAYERS).packed()
-    response = response_of([(Answer(0, [], 0.0, 0.5, packed.tobytes()), False)], MODEL, 0.05, include_path=True)
+    request = pb.DetectRequest(images=[pb.Image()], include_path=True)
+    reply = Reply(Answer(0, [], 0.0, 0.5, packed.tobytes()), resized=False)
+    response = response_of(request, [reply], MODEL, 0.05)
 
     layers = {layer.name: layer.channels for layer in response.path_layout.layers}
     returned = np.frombuffer(response.results[0].path, np.uint8)[None]

@@ -39,8 +39,12 @@ async def services_of(channel):
 
 
 async def test_reflection_lists_the_services(served):
-    names = {"pathguard.v1.DetectionService", "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
-    assert await services_of(served.channel) == names
+    assert await services_of(served.channel) == {
+        "pathguard.v1.DetectionService",
+        "inference.GRPCInferenceService",
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1alpha.ServerReflection",
+    }
 
 
 async def test_reflection_can_be_switched_off():

@@ -9,9 +9,10 @@ from google.rpc.status_pb2 import Status
 from detector.images import ImageSpec, encode_png
 from protos.pathguard.v1 import detection_pb2 as pb
 from protos.pathguard.v1.detection_pb2_grpc import DetectionServiceStub
-from service import servicer
+from service import pipeline
 from service.config import ServiceConfig
 from service.server import serving
+from service.sources import FileSource
 from tests.service.fakes import POISON, SPEC, FakeDetector, bits_of, image_of, message_of, request_for
 
 
@@ -71,7 +72,7 @@ async def test_many_images_are_answered_in_order_in_batches_within_the_limit(ser
 
 
 async def test_many_files_are_answered_in_order(served):
-    values = list(range(3 * servicer.DECODE_TOGETHER + 1))
+    values = list(range(3 * pipeline.DECODE_TOGETHER + 1))
     request = pb.DetectRequest(images=[pb.Image(encoded=encode_png(image_of(value))) for value in values])
     assert [result.score for result in (await served.stub.Detect(request)).results] == values
 
@@ -116,14 +117,10 @@ async def test_a_model_that_fails_for_all_images_fails_the_call_and_its_text_sta
 
 
 async def test_a_decoder_that_fails_unexpectedly_fails_only_its_image(served, monkeypatch):
-    decode = servicer.decode_image
+    def fragile(source, spec, max_pixels):
+        raise KeyError("secret of the decoder")
 
-    def fragile(image, spec, max_pixels):
-        if image.WhichOneof("content") == "encoded":
-            raise KeyError("secret of the decoder")
-        return decode(image, spec, max_pixels)
-
-    monkeypatch.setattr(servicer, "decode_image", fragile)
+    monkeypatch.setattr(FileSource, "decode", fragile)
     bad, good = (await served.stub.Detect(pb.DetectRequest(images=[pb.Image(encoded=b"x"), message_of(3)]))).results
     assert good.score == 3.0
     assert bad.status.code == grpc.StatusCode.INTERNAL.value[0]
