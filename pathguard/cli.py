@@ -9,7 +9,7 @@ from typer.exceptions import TyperException
 
 from pathguard import __version__
 from pathguard.client import ClientError
-from pathguard.commands import attacks, detector, network, serving
+from pathguard.commands import attacks, detector, network, server, serving
 
 app = typer.Typer(
     name="pathguard",
@@ -76,7 +76,8 @@ for verb in (
     attacks.report,
     detector.fit,
     detector.evaluate,
-    serving.serve,
+    server.serve,
+    server.upgrade,
     serving.detect,
     serving.bench,
     serving.health,

@@ -1,8 +1,9 @@
-"""Wires the server, starts it, and stops it without losing an accepted request."""
+"""Wires the server, starts it, looks after it, and stops it without losing an accepted request."""
 
 import asyncio
 import contextlib
 import errno
+import importlib.metadata
 import logging
 import os
 import signal
@@ -11,7 +12,8 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
-from functools import partial
+from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -20,55 +22,118 @@ from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from grpc_reflection.v1alpha import reflection
 
 from detector.images import Pixels
+from protos.inference.grpc_service_pb2 import DESCRIPTOR as INFERENCE
+from protos.inference.grpc_service_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from protos.pathguard.v1.detection_pb2 import DESCRIPTOR as DETECTION
 from protos.pathguard.v1.detection_pb2_grpc import add_DetectionServiceServicer_to_server
-from service.batching import MicroBatcher
+from service.access.credentials import Credentials, parse_credentials
+from service.access.quotas import Quotas
+from service.access.wrapper import AccessWrapper
+from service.batching import BatchRun, MicroBatcher
 from service.config import ServiceConfig
 from service.errors import AddressError, ConfigError
 from service.health import Health
-from service.interceptors import ErrorWrapper, WrappingInterceptor
+from service.inference_servicer import InferenceServicer
+from service.interceptors import ErrorWrapper, Wrapper, WrappingInterceptor
+from service.kept_files import KeptFiles
 from service.lifecycle import Lifecycle
-from service.model import Answer, Model, ask
+from service.model import Answer, Job, Model, ask, run_jobs
+from service.models.keeper import Keeper, Load, show_models
+from service.models.registry import Registry, served
+from service.models.repository import Repository
+from service.pipeline import Pipeline
+from service.records.books import Books
+from service.records.telemetry import CallWrapper, Metrics, MetricsServer
 from service.servicer import DetectionServicer
+from service.statistics import Statistics
+from service.threads import in_thread
 
 _log = logging.getLogger(__name__)
 
 # After the last call has been answered: time for the answer to leave.
 _LAST_WORDS_SECONDS = 1.0
+# How long files of certificates and credentials may take to read, and the last records to be written.
+_FILES_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where models come from and go on coming from.
+
+    Attributes:
+        repository: the bundles.
+        load: makes a model of one, in a thread.
+    """
+
+    repository: Repository
+    load: Load
 
 
 class Server:
-    """One model on one port. `start`, `warm_up`, and in the end `stop`; all in one event loop."""
+    """Models on one port. `start`, `warm_up`, and in the end `stop`; all in one event loop."""
 
-    def __init__(self, model: Model, config: ServiceConfig) -> None:
+    def __init__(self, models: Model | ModelSource, config: ServiceConfig) -> None:
         """Wires everything and listens nowhere yet; needs a running event loop.
 
+        Args:
+            models: one model, as it is, or where models come from.
+            config: how to serve them.
+
         Raises:
-            ConfigError: the largest request that `config` allows would never be admitted with this model's images.
+            ConfigError: the largest request that `config` allows would never be admitted with this model's images, or
+                the audit log cannot be written.
+            SettingsFileError: certificates or credentials are not as expected.
         """
-        spec = model.spec
-        largest = config.max_images_per_request * spec.height * spec.width * spec.channels
-        if largest > config.max_pending_bytes:
-            raise ConfigError(
-                f"expected max_pending_bytes of at least {largest} for {config.max_images_per_request} images of "
-                f"{spec}, got {config.max_pending_bytes}: raise it, or lower max_images_per_request"
-            )
-        self._model = model
         self._config = config
-        self._batcher = MicroBatcher[Pixels, Answer](
-            partial(ask, model),
+        self._metrics = metrics = Metrics(_version())
+        self._registry = Registry(config.models.default)
+        self._keeper: Keeper | None = None
+        if isinstance(models, ModelSource):
+            self._keeper = Keeper(
+                models.repository, models.load, self._check, self._registry, config.models, self._metrics
+            )
+        else:
+            self._check_size(models)
+            entry = served(models)
+            self._registry.put(entry.name, {entry.version: entry}, entry.version)
+            show_models(self._registry.all(), metrics)
+        self._certificate = None
+        if config.tls.certificate:
+            # Loaded only where it is needed: cryptography takes a while.
+            from service.access.certificates import kept_certificate
+
+            self._certificate = kept_certificate(config.tls, metrics.file_read)
+            metrics.certificate_ends(self._certificate.value.ends)
+        self._credentials: KeptFiles[Credentials] | None = None
+        if config.access.file:
+            self._credentials = KeptFiles(
+                "credentials", [Path(config.access.file)], parse_credentials, metrics.file_read
+            )
+        self._tracing = None
+        if config.traces:
+            from service.records.tracing import TraceWrapper, otlp_provider
+
+            self._tracing = TraceWrapper(otlp_provider(_version()))
+        self._books = Books(config, metrics)
+        self._statistics = Statistics()
+        self._batcher = MicroBatcher[Job, Answer](
+            run_jobs,
             max_batch=config.max_batch,
             max_wait_seconds=config.max_wait_seconds,
             max_pending_items=config.max_pending_images,
             max_pending_bytes=config.max_pending_bytes,
+            on_batch=self._count_batch,
         )
+        metrics.queue_images.set_function(lambda: self._batcher.pending_items)
         self._decoders = ThreadPoolExecutor(config.decode_threads, thread_name_prefix="decode")
         self._lifecycle = Lifecycle()
-        service = DETECTION.services_by_name["DetectionService"].full_name
-        health = HEALTH.services_by_name["Health"].full_name
-        self._health = Health([service])
+        services = [
+            DETECTION.services_by_name["DetectionService"].full_name,
+            INFERENCE.services_by_name["GRPCInferenceService"].full_name,
+        ]
+        self._health = Health(services, lambda serving: metrics.serving.set(serving))
         self._server = grpc.aio.server(
-            interceptors=[WrappingInterceptor(ErrorWrapper())],
+            interceptors=[WrappingInterceptor(*self._wrappers())],
             options=[
                 # On by default: a second server would take the same port in silence, and half of the calls.
                 ("grpc.so_reuseport", 0),
@@ -76,23 +141,43 @@ class Server:
                 ("grpc.max_send_message_length", config.max_message_bytes),
             ],
         )
-        servicer = DetectionServicer(model, self._batcher, self._decoders, self._lifecycle, config)
-        add_DetectionServiceServicer_to_server(servicer, self._server)
+        pipeline = Pipeline(self._batcher, self._decoders, config)
+        parts = (self._registry, pipeline, self._lifecycle, config, self._statistics)
+        add_DetectionServiceServicer_to_server(DetectionServicer(*parts), self._server)
+        add_GRPCInferenceServiceServicer_to_server(InferenceServicer(*parts, _version()), self._server)
         add_HealthServicer_to_server(self._health, self._server)  # type: ignore[no-untyped-call]
         if config.reflection:
-            names = [service, health, reflection.SERVICE_NAME]
+            names = [*services, HEALTH.services_by_name["Health"].full_name, reflection.SERVICE_NAME]
             reflection.enable_server_reflection(names, self._server)  # type: ignore[no-untyped-call]
+        self._metrics_server: MetricsServer | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stalled = False
+
+    @property
+    def metrics_port(self) -> int | None:
+        """Port of the metrics once the server has started; None where there are none."""
+        return None if self._metrics_server is None else self._metrics_server.port
 
     async def start(self) -> int:
-        """Listens, and answers UNAVAILABLE until `warm_up` is done.
+        """Loads the models, listens, and answers UNAVAILABLE until `warm_up` is done.
 
         Returns:
             The port, also where the configuration says 0.
 
         Raises:
-            AddressError: the port is in use, or the host is not an address of this machine.
+            AddressError: a port is in use, or a host is not an address of this machine.
+            ArtifactError, ConfigError, SettingsFileError, Exception: a model cannot be served.
         """
-        port = _listen(self._server, self._config.host, self._config.port)
+        if self._keeper is not None:
+            await self._keeper.begin()
+        if self._config.metrics.port is not None:
+            self._metrics_server = MetricsServer(self._config.metrics, self._metrics.registry, self._health.healthy)
+        credentials = None
+        if self._certificate is not None:
+            from service.access.certificates import server_credentials
+
+            credentials = server_credentials(self._certificate, ask_clients=bool(self._config.tls.client_ca))
+        port = _listen(self._server, self._config.host, self._config.port, credentials)
         await self._server.start()
         return port
 
@@ -100,42 +185,127 @@ class Server:
         """Runs the smallest and the largest batch, which also teaches the batcher how long they take; then serves.
 
         Raises:
-            Exception: whatever the model raised; the server does not serve then.
+            Exception: whatever a model raised; the server does not serve then.
         """
-        spec = self._model.spec
-        blank = np.zeros((spec.height, spec.width, spec.channels), dtype=np.uint8)
-        for count in (1, self._config.max_batch):
-            for answer in await self._batcher.submit([blank] * count):
-                if isinstance(answer, BaseException):
-                    raise answer
+        for model in self._registry.all():
+            blank = _blank(model)
+            for count in (1, self._config.max_batch):
+                for answer in await self._batcher.submit([Job(model, blank) for _ in range(count)]):
+                    if isinstance(answer, BaseException):
+                        raise answer
         self._lifecycle.open()
         self._health.set_serving(True)
+        self._tasks = [asyncio.create_task(self._reread_files()), asyncio.create_task(self._watch_for_stalls())]
+        if self._keeper is not None:
+            self._tasks.append(asyncio.create_task(self._keeper.keep()))
 
     async def stop(self) -> None:
         """Says NOT_SERVING, then refuses new calls, then waits for those that were taken, then ends."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self._health.set_serving(False)
-        if self._lifecycle.opened:
+        opened = self._lifecycle.opened
+        if opened:
             await asyncio.sleep(self._config.notice_seconds)
         self._lifecycle.close()
+        # Calls that have arrived but not been looked at yet still hear that they are refused, rather than nothing.
+        farewell = asyncio.create_task(asyncio.sleep(self._config.notice_seconds if opened else 0))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._lifecycle.idle(), self._config.drain_seconds)
+        await farewell
         await self._batcher.close()
         self._health.close()
         await self._server.stop(_LAST_WORDS_SECONDS)
         self._decoders.shutdown(wait=False, cancel_futures=True)
+        if self._metrics_server is not None:
+            self._metrics_server.close()
+        with contextlib.suppress(TimeoutError):
+            await in_thread(self._close_records, _FILES_SECONDS)
+
+    def _wrappers(self) -> list[Wrapper]:
+        """What goes around every call, the outermost first."""
+        config, kept, access = self._config, self._credentials, self._config.access
+        calls = Quotas("calls", access.calls_per_second, access.burst_seconds, access.max_clients)
+        return [
+            CallWrapper(self._metrics, log_calls=config.log.calls),
+            *([] if self._tracing is None else [self._tracing]),
+            ErrorWrapper(self._metrics.error_raised),
+            AccessWrapper(lambda: None if kept is None else kept.value, calls, config.max_call_seconds),
+        ]
+
+    def _check(self, model: Model) -> None:
+        """Runs a model that shall come into service, in the thread that loaded it.
+
+        Raises:
+            ConfigError: it does not fit the configuration.
+            Exception: whatever it raised.
+        """
+        self._check_size(model)
+        for count in (1, self._config.max_batch):
+            ask(model, [_blank(model)] * count)
+
+    def _check_size(self, model: Model) -> None:
+        spec, config = model.spec, self._config
+        largest = config.max_images_per_request * spec.height * spec.width * spec.channels
+        if largest > config.max_pending_bytes:
+            raise ConfigError(
+                f"expected max_pending_bytes of at least {largest} for {config.max_images_per_request} images of "
+                f"{spec}, got {config.max_pending_bytes}: raise it, or lower max_images_per_request"
+            )
+
+    def _count_batch(self, run: BatchRun[Job]) -> None:
+        self._metrics.batch_ran(run)
+        self._statistics.batch(run)
+
+    async def _reread_files(self) -> None:
+        """Looks at certificates and credentials again and again."""
+        while True:
+            await asyncio.sleep(self._config.reload_seconds)
+            try:
+                await in_thread(self._refresh, _FILES_SECONDS)
+            except Exception:
+                # Whatever it is, what was read last goes on.
+                _log.exception("certificates and credentials could not be looked at")
+
+    def _refresh(self) -> None:
+        if self._certificate is not None and self._certificate.refresh():
+            self._metrics.certificate_ends(self._certificate.value.ends)
+        if self._credentials is not None:
+            self._credentials.refresh()
+
+    async def _watch_for_stalls(self) -> None:
+        """Says NOT_SERVING while a batch takes far too long, so that whoever watches can start the server anew."""
+        while True:
+            await asyncio.sleep(self._config.stall_seconds / 4)
+            stalled = self._batcher.running_seconds > self._config.stall_seconds
+            if stalled != self._stalled:
+                self._stalled = stalled
+                self._health.set_serving(not stalled)
+                if stalled:
+                    _log.error("the model has not answered for %g s", self._batcher.running_seconds)
+                else:
+                    _log.info("the model answers again")
+
+    def _close_records(self) -> None:
+        self._books.close()
+        if self._tracing is not None:
+            self._tracing.close()
 
 
-async def serve(model: Model, config: ServiceConfig, *, on_ready: Callable[[int], None] | None = None) -> None:
+async def serve(
+    models: Model | ModelSource, config: ServiceConfig, *, on_ready: Callable[[int], None] | None = None
+) -> None:
     """Serves until SIGTERM or SIGINT, then stops gracefully.
 
     Args:
-        model: the detector.
-        config: how to serve it.
+        models: one model, as it is, or where models come from.
+        config: how to serve them.
         on_ready: called with the port once calls are answered.
 
     Raises:
         AddressError: the port is in use, or the host is not an address of this machine.
-        ConfigError: `config` does not fit `model`.
+        ConfigError: `config` does not fit a model.
         Exception: whatever the model raised at warm-up.
     """
     loop = asyncio.get_running_loop()
@@ -143,7 +313,7 @@ async def serve(model: Model, config: ServiceConfig, *, on_ready: Callable[[int]
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked_to_stop.set)
     try:
-        async with serving(model, config) as port:
+        async with serving(models, config) as port:
             if on_ready is not None:
                 on_ready(port)
             await asked_to_stop.wait()
@@ -153,15 +323,15 @@ async def serve(model: Model, config: ServiceConfig, *, on_ready: Callable[[int]
             loop.remove_signal_handler(number)
 
 
-def run(model: Model, config: ServiceConfig, *, on_ready: Callable[[int], None] | None = None) -> None:
+def run(models: Model | ModelSource, config: ServiceConfig, *, on_ready: Callable[[int], None] | None = None) -> None:
     """`serve` in an event loop of its own; blocks until SIGTERM or SIGINT. For a process's main thread."""
-    asyncio.run(serve(model, config, on_ready=on_ready))
+    asyncio.run(serve(models, config, on_ready=on_ready))
 
 
 @asynccontextmanager
-async def serving(model: Model, config: ServiceConfig) -> AsyncIterator[int]:
+async def serving(models: Model | ModelSource, config: ServiceConfig) -> AsyncIterator[int]:
     """A warm server in the running event loop, stopped at the end; gives its port."""
-    server = Server(model, config)
+    server = Server(models, config)
     try:
         port = await server.start()
         await server.warm_up()
@@ -171,7 +341,7 @@ async def serving(model: Model, config: ServiceConfig) -> AsyncIterator[int]:
 
 
 @contextmanager
-def running_server(model: Model, config: ServiceConfig) -> Iterator[str]:
+def running_server(models: Model | ModelSource, config: ServiceConfig) -> Iterator[str]:
     """A warm server in a thread of its own, stopped at the end; gives its target, such as `127.0.0.1:50051`.
 
     Raises:
@@ -181,7 +351,7 @@ def running_server(model: Model, config: ServiceConfig) -> Iterator[str]:
 
     async def work() -> None:
         over = asyncio.Event()
-        async with serving(model, config) as port:
+        async with serving(models, config) as port:
             started.set_result((port, asyncio.get_running_loop(), over))
             await over.wait()
 
@@ -210,7 +380,18 @@ def address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
 
 
-def _listen(server: grpc.aio.Server, host: str, port: int) -> int:
+def _blank(model: Model) -> Pixels:
+    return np.zeros((model.spec.height, model.spec.width, model.spec.channels), dtype=np.uint8)
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("pathguard")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _listen(server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
     # A plain socket first: it says why it cannot be bound, where gRPC only logs and raises a general error.
     try:
         family, kind, protocol, _, target = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
@@ -224,6 +405,8 @@ def _listen(server: grpc.aio.Server, host: str, port: int) -> int:
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
         raise AddressError(f"expected an address to listen on, got {address(host, port)}: {reason}") from None
     try:
+        if credentials is not None:
+            return server.add_secure_port(address(host, port), credentials)
         return server.add_insecure_port(address(host, port))
     except RuntimeError:
         raise _in_use(host, port) from None

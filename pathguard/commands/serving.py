@@ -1,53 +1,22 @@
-"""`pathguard serve`, and what talks to it: `detect`, `bench` and `health`."""
+"""What talks to a running server: `detect`, `bench` and `health`."""
 
+import http.client
 import os
-import signal
-import sys
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pathguard.client import Client, ClientError, ImageResult, Verdict, check_health
-from pathguard.commands.options import BundleDir, Json, Target
+from pathguard.commands.options import Json, Target
 from pathguard.load import measure_load
 from pathguard.tables import row_of, show
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-
-
-def serve(
-    bundle: BundleDir,
-    host: Annotated[str | None, typer.Option(help="Address to listen on [default: 127.0.0.1].")] = None,
-    port: Annotated[int | None, typer.Option(help="Port; 0 takes any free one [default: 50051].")] = None,
-    max_batch: Annotated[int | None, typer.Option(help="Images in a forward pass [default: 32].")] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="Threads of the model [default: all cores].", envvar="PATHGUARD_THREADS", min=1)
-    ] = None,
-    allow_insecure: Annotated[bool, typer.Option(help="Listen beyond this machine without TLS.")] = False,
-) -> None:
-    """Serve a bundle over gRPC until SIGTERM or Ctrl-C. Every setting is also a variable PATHGUARD_..."""
-    # As a container's first process, SIGTERM would do nothing until the server's event loop listens for it.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    import torch
-
-    from detector.bundle import Bundle
-    from detector.scoring import Detector
-    from service.config import ServiceConfig
-    from service.server import run
-
-    given = {"host": host, "port": port, "max_batch": max_batch, "allow_insecure": allow_insecure or None}
-    config = ServiceConfig.from_environ(
-        {
-            **os.environ,
-            **{f"PATHGUARD_{name.upper()}": str(value) for name, value in given.items() if value is not None},
-        }
-    )
-    if threads is not None:
-        torch.set_num_threads(threads)
-    detector = Detector(Bundle(bundle))
-    run(detector, config, on_ready=lambda bound: print(f"serving {detector.name} on {config.host}:{bound}", flush=True))
+# Where a server listens on all addresses, it is asked on this one.
+_ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - not bound to, but asked
 
 
 def detect(
@@ -95,14 +64,34 @@ def bench(
 
 
 def health(
-    target: Annotated[str | None, typer.Option(help="Address of the server [default: this machine, its port].")] = None,
+    target: Annotated[str | None, typer.Option(help="Address of the server (default: this machine, its port).")] = None,
     timeout_seconds: Annotated[float, typer.Option(help="How long to wait for an answer.", min=0.001)] = 3.0,
 ) -> None:
-    """Exit with 0 if a server answers and is ready, else with 1 (for containers)."""
-    target = target or f"127.0.0.1:{os.environ.get('PATHGUARD_PORT', 50051)}"
-    if not check_health(target, timeout_seconds):
+    """Exit with 0 if a server answers and is ready, else with 1 (for containers).
+
+    Beside a server with metrics (PATHGUARD_METRICS_PORT) it asks their /healthz, which needs no certificate.
+    """
+    port = os.environ.get("PATHGUARD_METRICS_PORT")
+    if target is None and port:
+        host = os.environ.get("PATHGUARD_METRICS_HOST", "127.0.0.1")
+        target = f"{_ANYWHERE.get(host, host)}:{port}"
+        ready = _healthz(target, timeout_seconds)
+    else:
+        target = target or f"127.0.0.1:{os.environ.get('PATHGUARD_PORT', 50051)}"
+        ready = check_health(target, timeout_seconds)
+    if not ready:
         raise ClientError(f"expected a server that is ready at {target}, got none")
     print(f"{target} is ready")
+
+
+def _healthz(target: str, timeout_seconds: float) -> bool:
+    try:
+        connection = http.client.HTTPConnection(target, timeout=timeout_seconds)
+        with closing(connection):
+            connection.request("GET", "/healthz")
+            return connection.getresponse().status == http.HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False
 
 
 def _image_files(paths: list[Path]) -> Iterable[Path]:

@@ -6,9 +6,12 @@ import sys
 import pytest
 from PIL import Image
 
+from detector import bundle as bundles
 from pathguard import __version__
 from pathguard.cli import main
 from tests.attacks.test_report import fill
+from service.config import MetricsConfig, settings
+from service.records.telemetry import Metrics, MetricsServer
 from tests.conftest import untrained_bundle
 
 
@@ -41,8 +44,22 @@ def test_the_version_and_every_command_with_its_defaults_are_told(run):
     code, out, _ = run("--help")
     assert code == 0
     for verb in ("train", "decouple", "attack", "report", "fit", "evaluate", "serve", "detect", "bench", "health"):
+    for verb in ("train", "decouple", "attack", "fit", "evaluate", "serve", "upgrade", "detect", "bench", "health"):
         assert verb in out
     assert "[default: 40]" in run("train", "--help")[1]
+
+
+def test_every_setting_of_the_server_is_a_flag_told_with_its_variable_and_default(run):
+    code, out, _ = run("serve", "--help")
+    told = " ".join(out.replace("│", " ").split())
+
+    assert code == 0
+    for setting in settings():
+        assert f"--{setting.name.replace('_', '-')} " in told
+        assert f"{setting.variable})" in told
+    assert "--reload-seconds <float> How often" in told
+    assert "(default: 1.0; PATHGUARD_RELOAD_SECONDS)" in told
+    assert "(default: off; PATHGUARD_METRICS_PORT)" in told
 
 
 @pytest.mark.parametrize(
@@ -57,6 +74,14 @@ def test_the_version_and_every_command_with_its_defaults_are_told(run):
         (("serve", "--bundle", "nowhere"), "expected a bundle in nowhere"),
         (("serve", "--bundle", "nowhere", "--host", "0.0.0.0"), "expected a loopback host such as 127.0.0.1, got"),
         (("serve", "--bundle", "nowhere", "--port", "70000"), "expected port of 0 to 65535, got 70000"),
+        (("serve",), "expected --bundle or --models (PATHGUARD_BUNDLE or PATHGUARD_MODELS), got neither"),
+        (("serve", "--models", "nowhere"), "expected a folder of models, got nowhere: No such file or directory"),
+        (("serve", "--bundle", "a", "--bundle", "b/a"), "expected bundles whose folders have different names"),
+        (("serve", "--bundle", "a", "--tls-key", "k"), "expected tls_certificate and tls_key together, got one"),
+        (("serve", "--bundle", "a", "--log-format", "xml"), "expected log_format of text, json, got 'xml'"),
+        (("serve", "--bundle", "a", "--access-file", "n"), "expected a file of credentials that can be read, got n"),
+        (("serve", "--metrics-port", 0, "--metrics-host", "::"), "expected a loopback metrics_host"),
+        (("upgrade", "nowhere"), "expected a bundle in nowhere, got no manifest.json"),
         (("health", "--target", "127.0.0.1:1", "--timeout-seconds", 0.5), "expected a server that is ready at 127"),
     ],
 )  # fmt: skip
@@ -108,7 +133,7 @@ def test_an_unknown_variable_of_ours_is_refused(run, tmp_path, monkeypatch):
     code, _, err = run("serve", "--bundle", tmp_path)
 
     assert code == 1
-    assert "got PATHGUARD_PROT; known are PATHGUARD_ALLOW_INSECURE" in err
+    assert "got PATHGUARD_PROT; known are PATHGUARD_ACCESS_BURST_SECONDS, " in err
 
 
 def test_a_bundle_without_a_detector_is_not_served(run, digits, tmp_path):
@@ -118,6 +143,19 @@ def test_a_bundle_without_a_detector_is_not_served(run, digits, tmp_path):
 
     assert code == 1
     assert "run `pathguard fit`" in err
+
+
+def test_an_old_bundle_is_upgraded_and_the_schemas_are_told(run, digits, tmp_path):
+    bundle = untrained_bundle(digits)(tmp_path / "bundle")
+    manifest = json.loads((bundle.folder / "manifest.json").read_text())
+    del manifest["sizes"]
+    manifest = {**manifest, "schema": 1}
+    (bundle.folder / "manifest.json").write_text(json.dumps({**manifest, "digest": bundles._digest_of(manifest)}))
+
+    code, out, _ = run("upgrade", bundle.folder, "--json")
+
+    assert code == 0
+    assert json.loads(out) == [{"bundle": str(bundle.folder), "schema before": 1, "schema": 2}]
 
 
 def test_json_of_a_training_run_is_all_that_stands_on_standard_output(run, photos, tmp_path):
@@ -187,8 +225,21 @@ def test_no_server_is_told_in_one_line(run, photos):
     assert "Traceback" not in err
 
 
+def test_health_beside_a_server_with_metrics_asks_over_http(run, monkeypatch):
+    healthy = [True]
+    server = MetricsServer(MetricsConfig(port=0), Metrics("1").registry, lambda: healthy[0])
+    monkeypatch.setenv("PATHGUARD_METRICS_PORT", str(server.port))
+    monkeypatch.setenv("PATHGUARD_METRICS_HOST", "0.0.0.0")
+
+    assert run("health")[:2] == (0, f"127.0.0.1:{server.port} is ready\n")
+    healthy[0] = False
+    assert run("health")[0] == 1
+    server.close()
+    assert run("health")[0] == 1
+
+
 def test_the_clients_commands_import_no_torch():
-    script = "import sys, pathguard.cli; assert not {'torch', 'sklearn', 'detector'} & set(sys.modules)"
+    script = "import sys, pathguard.cli; assert not {'torch', 'sklearn', 'scipy'} & set(sys.modules)"
 
     finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
 
