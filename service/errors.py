@@ -15,6 +15,7 @@ DetectorError
     └── AnswerError           the model's answers are not what was asked for         (us)
 """
 
+import itertools
 import logging
 import secrets
 from collections.abc import Mapping
@@ -36,6 +37,12 @@ from detector.errors import (
 )
 
 _log = logging.getLogger(__name__)
+
+# A status travels in trailers, of which gRPC takes 8 KiB; what a caller got wrong may be quoted in it, however long.
+_MESSAGE_LENGTH = 400
+_MOST_VIOLATIONS = 6
+_FIELD_LENGTH = 100
+_TEXT_LENGTH = 200
 
 
 class ServiceError(DetectorError):
@@ -143,16 +150,23 @@ def status_of(error: BaseException, field: str | None = None) -> Status:
     code = STATUS.get(type(error), grpc.StatusCode.INTERNAL) if isinstance(error, DetectorError) else None
     if code is None or code is grpc.StatusCode.INTERNAL:
         return _internal(error)
-    status = Status(code=code.value[0], message=str(error))
+    status = Status(code=code.value[0], message=_short(str(error), _MESSAGE_LENGTH))
     violations = error.violations if isinstance(error, InvalidRequestError) else {field: str(error)} if field else {}
     if violations:
-        fields = [BadRequest.FieldViolation(field=name, description=text) for name, text in violations.items()]
+        fields = [
+            BadRequest.FieldViolation(field=_short(name, _FIELD_LENGTH), description=_short(text, _TEXT_LENGTH))
+            for name, text in itertools.islice(violations.items(), _MOST_VIOLATIONS)
+        ]
         status.details.add().Pack(BadRequest(field_violations=fields))
     if isinstance(error, OverloadedError):
         delay = Duration()
         delay.FromNanoseconds(int(error.retry_after_seconds * 1e9))
         status.details.add().Pack(RetryInfo(retry_delay=delay))
     return status
+
+
+def _short(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def _internal(error: BaseException) -> Status:

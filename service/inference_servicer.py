@@ -6,17 +6,18 @@ import grpc
 
 from protos.inference import grpc_service_pb2 as pb
 from protos.inference.grpc_service_pb2_grpc import GRPCInferenceServiceServicer
+from service.access.callers import caller
 from service.config import ServiceConfig
 from service.errors import InvalidRequestError, UnavailableError, UnknownModelError
 from service.inference_messages import (
     EXTENSIONS,
     PLATFORM,
-    call_of,
     config_message,
     metadata_message,
     response_of,
     statistics_message,
 )
+from service.inference_requests import call_of
 from service.lifecycle import Lifecycle
 from service.model import Models
 from service.pipeline import Pipeline
@@ -75,7 +76,7 @@ class InferenceServicer(GRPCInferenceServiceServicer):
         """Labels and verdicts for the images of one request."""
         with self._lifecycle.call():
             model = self._models.find(request.model_name, request.model_version)
-            call = call_of(request, model, self._config.max_images_per_request, self._config.max_pixels)
+            call = call_of(request, model, self._config.max_images_per_request, self._config.max_pixels, caller().role)
             limits = [limit for limit in (call.timeout_seconds, context.time_remaining()) if limit is not None]
             deadline = self._pipeline.deadline_in(min(limits, default=None))
             with self._statistics.call(model) as record:

@@ -8,7 +8,7 @@ from google.rpc.error_details_pb2 import BadRequest, RetryInfo
 import detector.errors
 import service.errors
 from detector.errors import ArtifactError, DetectorError, ImageError
-from service.errors import STATUS, InvalidRequestError, OverloadedError, ServiceError, status_of
+from service.errors import STATUS, InvalidRequestError, OverloadedError, ServiceError, UnknownModelError, status_of
 
 
 def public_errors():
@@ -56,3 +56,10 @@ def test_an_internal_error_tells_only_an_id_that_the_log_explains(error, caplog)
     assert "secret" not in status.message
     assert status.message.removeprefix("internal error, id ") in caplog.text
     assert "secret" in caplog.text
+
+
+def test_a_long_name_or_many_faults_of_a_caller_still_fit_into_the_trailers():
+    many = InvalidRequestError({f"parameters[{'x' * 500}{n}]": "é" * 10_000 for n in range(1000)})
+    for error in (many, UnknownModelError("y" * 1_000_000)):
+        assert status_of(error).ByteSize() < 4000
+        assert len(status_of(error).message) == 400

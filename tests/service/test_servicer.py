@@ -11,7 +11,7 @@ from protos.pathguard.v1 import detection_pb2 as pb
 from protos.pathguard.v1.detection_pb2_grpc import DetectionServiceStub
 from service import pipeline
 from service.config import ServiceConfig
-from service.server import serving
+from service.server import Server, serving
 from service.sources import FileSource
 from tests.service.fakes import POISON, SPEC, FakeDetector, bits_of, image_of, message_of, request_for
 
@@ -216,3 +216,145 @@ async def test_images_of_another_size_are_resized_only_if_the_model_says_so_and_
         stub = DetectionServiceStub(channel)
         response = await stub.Detect(pb.DetectRequest(images=[large, message_of(1)]))
     assert [result.resized for result in response.results] == [True, False]
+
+
+def feed_of(*requests):
+    async def messages():
+        for request in requests:
+            yield pb.DetectStreamRequest(request=request)
+
+    return messages()
+
+
+async def all_scores(call):
+    return [[result.score for result in response.response.results] async for response in call]
+
+
+async def test_ids_come_back_with_their_images(served):
+    request = request_for(1, 2)
+    request.images[0].id, request.images[1].id = "first", "second"
+    request.images.append(pb.Image(id="bad"))
+    assert [result.id for result in (await served.stub.Detect(request)).results] == ["first", "second", "bad"]
+
+
+async def test_a_model_is_found_by_its_version_too(served):
+    request = request_for(1)
+    request.model_version = "model-1"
+    assert (await served.stub.Detect(request)).model_version == "model-1"
+    request.model_version = "model-2"
+    assert (await refusal(served.stub.Detect(request)))[0] is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_feed_gets_an_answer_for_every_message(served):
+    responses = await all_scores(served.stub.DetectStream(feed_of(*(request_for(n, n + 1) for n in range(100)))))
+    assert sorted(responses) == [[n, n + 1] for n in range(100)]
+
+
+async def test_bad_images_and_those_that_the_model_fails_on_never_end_a_feed(served):
+    bad = pb.DetectRequest(images=[pb.Image(id="text", encoded=b"text")])
+    call = served.stub.DetectStream(
+        feed_of(bad, request_for(POISON), pb.DetectRequest(images=[pb.Image()]), request_for(3))
+    )
+    codes = sorted([response.response.results[0].status.code async for response in call])
+    assert codes == [0, 3, 3, 13]
+
+
+async def test_a_message_that_breaks_the_contract_ends_a_feed_after_the_others_are_answered(served):
+    served.detector.hold()
+    call = served.stub.DetectStream(feed_of(request_for(1), pb.DetectRequest(), request_for(2)))
+    first = asyncio.ensure_future(anext(aiter(call)))
+    await served.detector.running()
+    served.detector.gate.set()
+    assert (await first).response.results[0].score == 1.0
+    code, text, _ = await refusal(all_scores(call))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert text == "images: expected 1 to 1024 images, got 0"
+
+
+async def test_a_feed_is_read_only_as_far_as_its_limit():
+    detector, config = FakeDetector(), ServiceConfig(port=0, stream_in_flight=4, max_batch=2, notice_seconds=0.0)
+    sent = []
+
+    async def messages():
+        for n in range(40):
+            sent.append(n)
+            yield pb.DetectStreamRequest(request=request_for(n, n))
+
+    async with serving(detector, config) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        detector.hold()
+        scores = asyncio.ensure_future(all_scores(DetectionServiceStub(channel).DetectStream(messages())))
+        await detector.running()
+        await asyncio.sleep(0.2)
+        # Two messages are under way, one is in the server's hand, and some are on the wire.
+        assert detector.batches[2:] == [2]
+        detector.gate.set()
+        assert sorted(await scores) == [[n, n] for n in range(40)]
+    assert max(detector.batches) == 2
+
+
+async def test_a_feed_waits_for_room_where_a_call_is_refused():
+    detector = FakeDetector()
+    config = ServiceConfig(port=0, max_images_per_request=2, max_pending_images=2, notice_seconds=0.0)
+    async with serving(detector, config) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = DetectionServiceStub(channel)
+        detector.hold()
+        first = asyncio.ensure_future(stub.Detect(request_for(1, 2)))
+        await detector.running()
+        waiting = asyncio.ensure_future(all_scores(stub.DetectStream(feed_of(request_for(3)))))
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        detector.gate.set()
+        assert await waiting == [[3.0]]
+        await first
+
+
+async def test_a_stopping_server_answers_what_a_feed_has_sent_and_says_that_it_stops():
+    detector = FakeDetector()
+    server = Server(detector, ServiceConfig(port=0, notice_seconds=0.0))
+    port = await server.start()
+    await server.warm_up()
+
+    async def endless():
+        yield pb.DetectStreamRequest(request=request_for(1))
+        await asyncio.Event().wait()
+
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        detector.hold()
+        call = DetectionServiceStub(channel).DetectStream(endless())
+        first = asyncio.ensure_future(anext(aiter(call)))
+        await detector.running()
+        stopping = asyncio.create_task(server.stop())
+        await asyncio.sleep(0.05)
+        detector.gate.set()
+        assert (await first).response.results[0].score == 1.0
+        code, text, _ = await refusal(all_scores(call))
+        await stopping
+    assert (code, text) == (grpc.StatusCode.UNAVAILABLE, "the server is stopping, try again")
+
+
+async def test_a_caller_who_leaves_a_feed_takes_nobody_with_it(served):
+    served.detector.hold()
+    leaving = served.stub.DetectStream(feed_of(*(request_for(n) for n in range(20))))
+    reading = asyncio.ensure_future(all_scores(leaving))
+    await served.detector.running()
+    staying = asyncio.ensure_future(served.stub.Detect(request_for(7)))
+    await asyncio.sleep(0.05)
+    leaving.cancel()
+    served.detector.gate.set()
+    assert (await staying).results[0].score == 7.0
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+
+
+@pytest.mark.parametrize("size", [(4, 4), (200, 200)])
+async def test_small_files_and_large_ones_are_decoded_alike(size):
+    detector, height, width = FakeDetector(ImageSpec(*size, 3)), *size
+    pixels = np.full((height, width, 3), 9, np.uint8)
+    config = ServiceConfig(port=0, max_images_per_request=2, notice_seconds=0.0)
+    async with serving(detector, config) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        response = await DetectionServiceStub(channel).Detect(
+            pb.DetectRequest(images=[pb.Image(encoded=encode_png(pixels)), pb.Image(encoded=encode_png(pixels[:2]))])
+        )
+    good, bad = response.results
+    assert good.score == 9.0
+    assert bad.status.message == f"expected {height} x {width} pixels, got 2 x {width}"
