@@ -95,12 +95,12 @@ def test_memory_is_bounded_and_processor_and_memory_are_asked_for():
     assert resources["limits"]["memory"] == resources["requests"]["memory"]
 
 
-def test_probes_ask_over_grpc_and_over_the_program_where_there_is_tls():
+def test_probes_ask_over_grpc_and_over_http_where_there_is_tls():
     (port,) = [entry["containerPort"] for entry in container()["ports"] if entry["name"] == "grpc"]
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         assert container()[probe]["grpc"] == {"port": port}
         assert container("tls")[probe]["grpc"] is None
-        assert container("tls")[probe]["exec"] == {"command": ["pathguard", "health"]}
+        assert container("tls")[probe]["httpGet"] == {"path": "/healthz", "port": "metrics"}
     assert port == ServiceConfig().port
 
 

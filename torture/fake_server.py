@@ -1,0 +1,44 @@
+"""Serves the tests' fake detector, which fails on command: `python -m torture.fake_server`.
+
+An image whose first pixel is one of the values below makes the model do what they say; any other value is its answer.
+"""
+
+import os
+import time
+
+import numpy as np
+
+from detector.detections import Detections
+from detector.images import Pixels
+from service.config import ServiceConfig
+from service.server import run
+from tests.service.fakes import POISON, FakeDetector
+
+RAISES = POISON
+HANGS = 254
+TAKES_ALL_MEMORY = 253
+ENDS_THE_THREAD = 252
+
+HANG_SECONDS = 4.0
+SECONDS_PER_IMAGE = 0.0005
+SECRET = "secret text of the model"
+
+
+class FailingDetector(FakeDetector):
+    """As the fake, a little slower, and with more ways to fail."""
+
+    def detect(self, pixels: Pixels) -> Detections:
+        """As the fake."""
+        values = set(pixels[:, 0, 0, 0].tolist())
+        if HANGS in values:
+            time.sleep(HANG_SECONDS)
+        if TAKES_ALL_MEMORY in values:
+            np.ones(1 << 50)
+        if ENDS_THE_THREAD in values:
+            raise SystemExit(SECRET)
+        time.sleep(SECONDS_PER_IMAGE * len(pixels))
+        return super().detect(pixels)
+
+
+if __name__ == "__main__":
+    run(FailingDetector(), ServiceConfig.from_environ(os.environ))
