@@ -3,25 +3,30 @@
 from collections.abc import Mapping, Sequence
 
 from protos.pathguard.v1 import detection_pb2 as pb
+from service.access.callers import Role
 from service.errors import InvalidRequestError, status_of
-from service.model import Model, smallest_false_alarm_rate
+from service.model import Answer, Model, smallest_false_alarm_rate
 from service.pipeline import Reply
 from service.sources import FileSource, NoSource, RawSource, Source
 
 PATH_SCHEMA_VERSION = 1
 
 
-def check_request(request: pb.DetectRequest, model: Model, max_images: int) -> float:
+def check_request(request: pb.DetectRequest, model: Model, max_images: int, role: Role) -> float:
     """The false-alarm rate to decide at: the one that `request` sets, or the model's.
 
     Raises:
+        ForbiddenError: the role may not set the rate, or not see the path that is asked for.
         InvalidRequestError: no image, too many, or a rate that the calibration cannot give.
     """
+    if request.include_path:
+        role.check_sees("path")
     violations: dict[str, str] = {}
     if not 1 <= len(request.images) <= max_images:
         violations["images"] = f"expected 1 to {max_images} images, got {len(request.images)}"
     rate = model.max_false_alarm_rate
     if request.HasField("max_false_alarm_rate"):
+        role.check_sets("max_false_alarm_rate")
         rate = request.max_false_alarm_rate
         if problem := problem_with_rate(rate, model):
             violations["max_false_alarm_rate"] = problem
@@ -60,7 +65,7 @@ def field_of(image: pb.Image, position: int) -> str:
 
 
 def response_of(
-    request: pb.DetectRequest, replies: Sequence[Reply | BaseException], model: Model, rate: float
+    request: pb.DetectRequest, replies: Sequence[Reply | BaseException], model: Model, rate: float, role: Role
 ) -> pb.DetectResponse:
     """The answer to a call.
 
@@ -69,13 +74,17 @@ def response_of(
         replies: for each of its images the reply, or why there is none.
         model: who answered.
         rate: the false-alarm rate to decide at.
+        role: what the caller may see; what it may not stays empty.
     """
+    sees = role.sees
+    label, probabilities, verdict = "label" in sees, "probabilities" in sees, "verdict" in sees
+    score, p_value, path = "score" in sees, "p_value" in sees, request.include_path and "path" in sees
     response = pb.DetectResponse(
         model=model.name,
         model_version=model.model_version,
         threshold_version=model.threshold_version,
         max_false_alarm_rate=rate,
-        path_layout=_layout_of(model.layers) if request.include_path else None,
+        path_layout=_layout_of(model.layers) if path else None,
     )
     for position, (image, reply) in enumerate(zip(request.images, replies, strict=True)):
         if isinstance(reply, BaseException):
@@ -84,16 +93,20 @@ def response_of(
         answer = reply.answer
         response.results.add(
             id=image.id,
-            label=answer.label,
-            label_name=model.class_names[answer.label],
-            probabilities=answer.probabilities,
-            score=answer.score,
-            p_value=answer.p_value,
-            verdict=pb.VERDICT_ADVERSARIAL if answer.p_value <= rate else pb.VERDICT_CLEAN,
+            label=answer.label if label else 0,
+            label_name=model.class_names[answer.label] if label else "",
+            probabilities=answer.probabilities if probabilities else (),
+            score=answer.score if score else None,
+            p_value=answer.p_value if p_value else 0.0,
+            verdict=_verdict(answer, rate) if verdict else pb.VERDICT_UNSPECIFIED,
             resized=reply.resized,
-            path=answer.path if request.include_path else b"",
+            path=answer.path if path else b"",
         )
     return response
+
+
+def _verdict(answer: Answer, rate: float) -> pb.Verdict.ValueType:
+    return pb.VERDICT_ADVERSARIAL if answer.p_value <= rate else pb.VERDICT_CLEAN
 
 
 def model_message(model: Model) -> pb.Model:

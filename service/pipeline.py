@@ -9,10 +9,13 @@ from dataclasses import dataclass
 
 from detector.errors import ImageError
 from detector.images import DecodedImage, ImageSpec
+from service.access.callers import caller
+from service.access.quotas import Quotas
 from service.batching import MicroBatcher
 from service.config import ServiceConfig
 from service.errors import AnswerError
 from service.model import Answer, Job, Model
+from service.records.books import Answered, Books
 from service.sources import Source
 from service.statistics import Timing
 
@@ -86,9 +89,26 @@ class Outcome:
 class Pipeline:
     """Answers the images of a call. For the event loop's thread."""
 
-    def __init__(self, batcher: MicroBatcher[Job, Answer], decoders: ThreadPoolExecutor, config: ServiceConfig) -> None:
-        """Wires the parts; needs a running event loop."""
+    def __init__(
+        self,
+        batcher: MicroBatcher[Job, Answer],
+        decoders: ThreadPoolExecutor,
+        config: ServiceConfig,
+        quota: Quotas,
+        books: Books,
+    ) -> None:
+        """Needs a running event loop.
+
+        Args:
+            batcher: runs the images.
+            decoders: threads that decode files.
+            config: limits.
+            quota: how many images one client may send.
+            books: where what is answered is written down.
+        """
         self._batcher = batcher
+        self._quota = quota
+        self._books = books
         self._decoders = decoders
         self._max_pixels = config.max_pixels
         self._loop = asyncio.get_running_loop()
@@ -109,16 +129,20 @@ class Pipeline:
             deadline: as `deadline_in` gives it.
 
         Raises:
-            OverloadedError: there is no room, or the deadline would pass before the images had been run.
+            OverloadedError: the client sends too much, there is no room, or the deadline would pass before the images
+                had been run.
             ExpiredError: the deadline passed before they had.
             UnavailableError: the server is stopping.
         """
         begin, spec = time.monotonic(), model.spec
+        self._quota.take(caller().name, len(images))
         with self._batcher.admit(len(images), len(images) * spec.height * spec.width * spec.channels, deadline):
             decoded = await self._decode(images, spec)
             handed = time.monotonic()
             jobs = [Job(model, image.pixels) for image in decoded if isinstance(image, DecodedImage)]
             answers = await self._batcher.submit(jobs, deadline) if jobs else []
+            pixels = [job.pixels for job in jobs]
+            await self._books.write(Answered(model, rate, pixels, answers, len(images) - len(jobs)))
         started = min((job.started for job in jobs), default=handed)
         timing = Timing(
             images=sum(isinstance(answer, Answer) for answer in answers),

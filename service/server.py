@@ -141,7 +141,8 @@ class Server:
                 ("grpc.max_send_message_length", config.max_message_bytes),
             ],
         )
-        pipeline = Pipeline(self._batcher, self._decoders, config)
+        images = _quotas("images", config.access.images_per_second, config)
+        pipeline = Pipeline(self._batcher, self._decoders, config, images, self._books)
         parts = (self._registry, pipeline, self._lifecycle, config, self._statistics)
         add_DetectionServiceServicer_to_server(DetectionServicer(*parts), self._server)
         add_GRPCInferenceServiceServicer_to_server(InferenceServicer(*parts, _version()), self._server)
@@ -225,8 +226,8 @@ class Server:
 
     def _wrappers(self) -> list[Wrapper]:
         """What goes around every call, the outermost first."""
-        config, kept, access = self._config, self._credentials, self._config.access
-        calls = Quotas("calls", access.calls_per_second, access.burst_seconds, access.max_clients)
+        config, kept = self._config, self._credentials
+        calls = _quotas("calls", config.access.calls_per_second, config)
         return [
             CallWrapper(self._metrics, log_calls=config.log.calls),
             *([] if self._tracing is None else [self._tracing]),
@@ -378,6 +379,10 @@ def running_server(models: Model | ModelSource, config: ServiceConfig) -> Iterat
 def address(host: str, port: int) -> str:
     """`host:port`, with brackets around an IPv6 address."""
     return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
+
+
+def _quotas(what: str, per_second: float, config: ServiceConfig) -> Quotas:
+    return Quotas(what, per_second, config.access.burst_seconds, config.access.max_clients)
 
 
 def _blank(model: Model) -> Pixels:

@@ -9,6 +9,7 @@ import grpc
 
 from protos.pathguard.v1 import detection_pb2 as pb
 from protos.pathguard.v1.detection_pb2_grpc import DetectionServiceServicer
+from service.access.callers import caller
 from service.config import ServiceConfig
 from service.errors import OverloadedError
 from service.feed import answer_all
@@ -68,14 +69,15 @@ class DetectionServicer(DetectionServiceServicer):
         self, request: pb.DetectRequest, deadline: float | None, *, model_may_fail: bool
     ) -> pb.DetectResponse:
         model = self._models.find(request.model, request.model_version)
-        rate = check_request(request, model, self._config.max_images_per_request)
+        role = caller().role
+        rate = check_request(request, model, self._config.max_images_per_request, role)
         with self._statistics.call(model) as record:
             images = [source_of(image) for image in request.images]
             outcome = await self._pipeline.answers(model, rate, images, deadline)
             if not model_may_fail:
                 outcome.raise_if_the_model_failed()
             record.answered(outcome.timing)
-            return response_of(request, outcome.replies(), model, rate)
+            return response_of(request, outcome.replies(), model, rate, role)
 
     async def _answered_when_there_is_room(self, message: pb.DetectStreamRequest) -> pb.DetectStreamResponse:
         """One message of a feed, which has no deadline of its own: it waits where a call would be refused."""

@@ -8,6 +8,7 @@ from detector.errors import ImageError
 from detector.images import ImageSpec, encode_png
 from detector.path_encoding import PathEncoding
 from protos.pathguard.v1 import detection_pb2 as pb
+from service.access.callers import FULL
 from service.errors import InvalidRequestError
 from service.messages import check_request, field_of, model_message, response_of, source_of
 from service.model import Answer
@@ -51,20 +52,20 @@ def test_a_bad_image_says_what_was_expected_and_where(image, field, message):
 
 def test_the_rate_is_the_requests_or_the_models():
     one = [pb.Image()]
-    assert check_request(pb.DetectRequest(images=one), MODEL, 3) == MODEL.max_false_alarm_rate
-    assert check_request(pb.DetectRequest(images=one, max_false_alarm_rate=0.01), MODEL, 3) == 0.01
+    assert check_request(pb.DetectRequest(images=one), MODEL, 3, FULL) == MODEL.max_false_alarm_rate
+    assert check_request(pb.DetectRequest(images=one, max_false_alarm_rate=0.01), MODEL, 3, FULL) == 0.01
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.00999, 1.0, -1.0, float("nan"), float("inf")])
 def test_a_rate_that_the_calibration_cannot_give_is_refused(rate):
     with pytest.raises(InvalidRequestError, match="max_false_alarm_rate: expected a rate of at least 0.01"):
-        check_request(pb.DetectRequest(images=[pb.Image()], max_false_alarm_rate=rate), MODEL, 3)
+        check_request(pb.DetectRequest(images=[pb.Image()], max_false_alarm_rate=rate), MODEL, 3, FULL)
 
 
 @pytest.mark.parametrize("count", [0, 4])
 def test_no_image_and_too_many_are_refused(count):
     with pytest.raises(InvalidRequestError) as caught:
-        check_request(pb.DetectRequest(images=[pb.Image()] * count), MODEL, 3)
+        check_request(pb.DetectRequest(images=[pb.Image()] * count), MODEL, 3, FULL)
     assert caught.value.violations == {"images": f"expected 1 to 3 images, got {count}"}
 
 
@@ -75,7 +76,7 @@ def test_no_image_and_too_many_are_refused(count):
 def test_an_image_is_flagged_up_to_and_at_the_rate(p_value, verdict):
     answer = Answer(1, [0.0, 1.0, 0.0], 2.0, p_value, b"")
     request = pb.DetectRequest(images=[pb.Image(id="mine")])
-    response = response_of(request, [Reply(answer, resized=True)], MODEL, 0.05)
+    response = response_of(request, [Reply(answer, resized=True)], MODEL, 0.05, FULL)
 
     assert response.results[0].verdict == verdict
     assert (response.results[0].label_name, response.results[0].resized) == ("shoe", True)
@@ -87,7 +88,7 @@ def test_an_image_is_flagged_up_to_and_at_the_rate(p_value, verdict):
 def test_a_status_stands_in_its_images_place():
     answer = Answer(0, [1.0], 2.0, 0.5, b"")
     request = pb.DetectRequest(images=[pb.Image(id="a"), pb.Image(id="b")])
-    response = response_of(request, [ImageError("bad"), Reply(answer, resized=False)], MODEL, 0.05)
+    response = response_of(request, [ImageError("bad"), Reply(answer, resized=False)], MODEL, 0.05, FULL)
     assert [(result.id, result.status.code) for result in response.results] == [("a", 3), ("b", 0)]
     assert not response.results[0].HasField("score")
     assert response.results[0].verdict == pb.VERDICT_UNSPECIFIED
@@ -98,7 +99,7 @@ def test_a_path_comes_back_bit_by_bit(bits):
     packed = PathEncoding(bits, LAYERS).packed()
     request = pb.DetectRequest(images=[pb.Image()], include_path=True)
     reply = Reply(Answer(0, [], 0.0, 0.5, packed.tobytes()), resized=False)
-    response = response_of(request, [reply], MODEL, 0.05)
+    response = response_of(request, [reply], MODEL, 0.05, FULL)
 
     layers = {layer.name: layer.channels for layer in response.path_layout.layers}
     returned = np.frombuffer(response.results[0].path, np.uint8)[None]
