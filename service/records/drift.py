@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import betabinom, kstwobign
 
 PValues = npt.NDArray[np.float64]
 
@@ -44,6 +43,9 @@ def judge_window(p_values: PValues, rate: float, calibration_images: int) -> Win
         rate: the model's default rate of false alarms, in (0, 1).
         calibration_images: on how many clean images the p-values are counted, at least 1.
     """
+    # Imported where drift is looked for only: it takes seconds.
+    from scipy.stats import betabinom, kstwobign
+
     images, n = len(p_values), calibration_images
     flagged = int(np.count_nonzero(p_values <= rate))
     rank = min(n, math.ceil(round((n + 1) * (1 - rate), 9)))
