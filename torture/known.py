@@ -10,6 +10,7 @@ from detector.bundle import Bundle
 from detector.images import Pixels, encode_png
 from detector.scoring import Detector
 from protos.pathguard.v1 import detection_pb2 as pb
+from tests.service.fakes import CLASSES, message_of
 
 IMAGES = 256
 BAD_FILE = b"\x89PNG\r\n\x1a\n this is no image"
@@ -72,3 +73,14 @@ def raw_message(pixels: Pixels) -> pb.Image:
     """`(height, width, channels)` as raw pixels."""
     height, width, channels = pixels.shape
     return pb.Image(raw=pb.RawPixels(pixels=pixels.tobytes(), height=height, width=width, channels=channels))
+
+
+def known_of_fake(count: int = 200) -> Known:
+    """What `torture.fake_server` has to answer to images of the values from 0 on; no torch is needed for it."""
+    values = np.arange(count)
+    probabilities = np.full((count, len(CLASSES)), 0.25)
+    probabilities[values, values % len(CLASSES)] = 0.5
+    messages = [message_of(value) for value in range(count)]
+    return Known(
+        messages, messages, values % len(CLASSES), probabilities, values.astype(float), (values % 100 + 1) / 100
+    )

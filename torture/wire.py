@@ -1,17 +1,14 @@
 """Clients that no library would be: slow, silent, half gone, or lying about what they send. Others are not disturbed.
 
-Beside each case a well-behaved caller goes on calling; its answers have to be right, and in time.
+Beside each case a well-behaved caller goes on calling; its answers have to be right, and in time. One that finds nobody
+tries again for a while, as our client does.
 """
 
-import asyncio
 import contextlib
 import io
 import socket
-import threading
 import time
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +18,11 @@ from PIL import Image
 
 from protos.pathguard.v1 import detection_pb2 as pb
 from torture import frames
-from torture.known import Known, known_of
+from torture.known import known_of
+from torture.load import PATIENCE_SECONDS, load
 from torture.report import Outcome, outcome_of
-from torture.servers import OPTIONS, ServerProcess, channel_to, of_bundle, ready, server
+from torture.servers import ServerProcess, channel_to, of_bundle, ready, server
 
-# What a caller beside the case may wait at most: as long as it takes to unpack and refuse the worst of the messages.
-NEIGHBOUR_SECONDS = 5.0
 GROWTH_MEGABYTES = 300.0
 # How many megabytes a bomb unpacks to: the most that a message may have, and far beyond it.
 BOMBS_MEGABYTES = (63, 64, 1024, 60_000)
@@ -53,7 +49,7 @@ def wire_cases(bundle: Path, seconds: float) -> list[Outcome]:
         ):
             with outcome_of(name) as outcome:
                 before = one.resident_megabytes()
-                with _neighbour(one, known, outcome):
+                with load(one.target, known, outcome, patient=True):
                     case(one, seconds, outcome)
                 time.sleep(0.5)
                 grown = one.resident_megabytes() - before
@@ -221,7 +217,7 @@ def _nonsense(one: ServerProcess, seconds: float, outcome: Outcome) -> None:
 
 def _connected(one: ServerProcess, outcome: Outcome) -> socket.socket:
     """A connection, also to a server that has just begun anew."""
-    ends = time.perf_counter() + NEIGHBOUR_SECONDS
+    ends = time.perf_counter() + PATIENCE_SECONDS
     while True:
         try:
             return frames.connect(one.target)
@@ -230,43 +226,6 @@ def _connected(one: ServerProcess, outcome: Outcome) -> socket.socket:
             if time.perf_counter() > ends:
                 raise
             time.sleep(0.05)
-
-
-@contextmanager
-def _neighbour(one: ServerProcess, known: Known, outcome: Outcome) -> Iterator[None]:
-    """A caller beside the case whose answers have to be right and in time."""
-    over = threading.Event()
-    latencies: list[float] = []
-
-    async def calls() -> None:
-        async with grpc.aio.insecure_channel(one.target, options=OPTIONS) as channel:
-            detect: Any = channel.unary_unary(frames.DETECT, response_deserializer=pb.DetectResponse.FromString)
-            while not over.is_set():
-                index = len(latencies) % len(known.raw)
-                request = pb.DetectRequest(images=[known.raw[index]]).SerializeToString()
-                begun = time.perf_counter()
-                response = await detect(request, timeout=30)
-                latencies.append(time.perf_counter() - begun)
-                if problem := known.problem(response.results[0], index):
-                    outcome.problems.append(f"a neighbour: {problem}")
-                await asyncio.sleep(0.01)
-
-    def thread() -> None:
-        try:
-            asyncio.run(calls())
-        except Exception as error:
-            outcome.problems.append(f"a neighbour: {error}")
-
-    worker = threading.Thread(target=thread)
-    worker.start()
-    try:
-        yield
-    finally:
-        over.set()
-        worker.join()
-        slowest = max(latencies, default=float("inf"))
-        outcome.figures |= {"neighbour's calls": len(latencies), "slowest of them, ms": slowest * 1000}
-        outcome.expect(slowest < NEIGHBOUR_SECONDS, f"a neighbour waited {slowest:.1f} s")
 
 
 def _detect_of(channel: grpc.Channel) -> Any:
