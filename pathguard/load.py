@@ -11,7 +11,8 @@ import grpc
 import grpc.aio
 import numpy as np
 
-from pathguard.client import MAX_IMAGES_PER_CALL, MAX_MESSAGE_BYTES, ImageInput, InputError, error_of, request_of, split
+from pathguard.client.errors import InputError, error_of
+from pathguard.client.requests import MAX_IMAGES_PER_CALL, MAX_MESSAGE_BYTES, ImageInput, Options, split
 from protos.pathguard.v1 import detection_pb2 as pb
 
 DETECT = "/pathguard.v1.DetectionService/Detect"
@@ -149,7 +150,8 @@ def _requests(images: Sequence[ImageInput], images_per_call: int) -> list[bytes]
     calls = len(messages) // np.gcd(len(messages), images_per_call)
     turn = itertools.cycle(messages)
     return [
-        request_of(list(itertools.islice(turn, images_per_call))).SerializeToString() for _ in range(min(calls, 64))
+        Options().request(list(itertools.islice(turn, images_per_call))).SerializeToString()
+        for _ in range(min(calls, 64))
     ]
 
 

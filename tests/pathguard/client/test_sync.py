@@ -1,16 +1,19 @@
 import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 
 from detector.images import encode_png
-from pathguard import client as client_module
 from pathguard.client import (
-    AsyncClient,
+    Access,
     Client,
     ImageResult,
     InputError,
@@ -21,8 +24,8 @@ from pathguard.client import (
     UnreachableError,
     Verdict,
     check_health,
-    split,
 )
+from pathguard.client.feed import IMAGES_PER_MESSAGE, MESSAGES_UNDER_WAY
 from protos.pathguard.v1 import detection_pb2 as pb
 from service.config import ServiceConfig
 from service.server import running_server
@@ -30,29 +33,10 @@ from tests.service.conftest import QUICK
 from tests.service.fakes import LAYERS, POISON, FakeDetector, bits_of, image_of
 
 
-@pytest.fixture(scope="module")
-def detector():
-    return FakeDetector()
-
-
-@pytest.fixture(scope="module")
-def target(detector):
-    with running_server(detector, QUICK) as target:
-        yield target
-
-
 @pytest.fixture
 def client(target):
     with Client(target) as client:
         yield client
-
-
-@pytest.fixture
-def nobody():
-    """An address where no server answers."""
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        yield f"127.0.0.1:{held.getsockname()[1]}"
 
 
 def test_bytes_paths_and_pixels_get_the_same_answer(client, tmp_path):
@@ -92,13 +76,6 @@ def test_more_images_than_a_call_may_have_are_split_and_come_back_in_order(clien
 def test_more_bytes_than_a_message_may_have_are_split_and_come_back_in_order(target):
     with Client(target, max_message_bytes=5000) as client:
         assert [result.score for result in client.detect([image_of(value) for value in range(100)])] == list(range(100))
-
-
-def test_parts_stay_within_the_message_limit():
-    images = [image_of(value) for value in range(100)]
-    parts = list(split(images, 5000))
-    assert sum(len(part.problems) for part in parts) == 100
-    assert max(client_module.request_of(part.messages).ByteSize() for part in parts) <= 5000
 
 
 def test_no_image_gives_no_result(client):
@@ -220,22 +197,120 @@ def test_a_ready_server_is_known_from_one_that_is_not_there(client, target, nobo
     assert not check_health(nobody, timeout_seconds=1.0)
 
 
-async def test_the_async_client_does_the_same(target, tmp_path, nobody):
-    async with AsyncClient(target) as client:
-        missing, good = await client.detect([tmp_path / "missing.png", image_of(2)], include_path=True)
-        assert missing.error is not None
-        assert (good.score, list(good.path)) == (2.0, list(LAYERS))
-        assert [model.name for model in await client.models()] == ["fake"]
-        assert await client.ready()
-        with pytest.raises(RefusedError):
-            await client.detect([image_of(1)], model="other")
-    async with AsyncClient(nobody) as client:
-        assert not await client.ready(timeout_seconds=1.0)
-        with pytest.raises(UnreachableError):
-            await client.detect([image_of(1)])
-
-
 def test_the_client_needs_neither_torch_nor_the_detector():
     code = "import sys, pathguard.client, pathguard.load; print({'torch', 'detector', 'sklearn'} & {*sys.modules})"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "set()\n"
+
+
+def values_of(count):
+    return [value % 200 for value in range(count)]
+
+
+def test_a_stream_answers_every_image_once(client):
+    values = values_of(700)
+    answers = dict(client.detect_stream(image_of(value) for value in values))
+    assert [answers[position].score for position in range(700)] == values
+
+
+def test_a_stream_of_nothing_ends_at_once(client):
+    assert list(client.detect_stream([])) == []
+
+
+def test_bad_images_of_a_stream_carry_their_own_errors(client, tmp_path):
+    images = [tmp_path / "missing.png", b"text", image_of(2), *[tmp_path / "missing.png"] * 70, image_of(3)]
+    answers = dict(client.detect_stream(images))
+    assert len(answers) == 74
+    assert answers[0].error.startswith("expected a file that can be read")
+    assert answers[1].error.startswith("expected a JPEG, PNG or WebP file")
+    assert (answers[2].score, answers[73].score) == (2.0, 3.0)
+
+
+def test_a_stream_reads_only_a_bounded_number_ahead(client, detector):
+    read = []
+
+    def images():
+        for value in values_of(2000):
+            read.append(value)
+            yield image_of(value)
+
+    answers = client.detect_stream(images())
+    detector.hold()
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(next, answers)
+        assert detector.entered.wait(20)
+        time.sleep(0.3)
+        assert len(read) <= IMAGES_PER_MESSAGE * (MESSAGES_UNDER_WAY + 1)
+        detector.gate.set()
+        first.result()
+    assert sum(1 for _ in answers) == 1999
+
+
+def test_what_is_no_image_ends_a_stream(client):
+    with pytest.raises(InputError, match="expected an image as bytes"):
+        list(client.detect_stream([image_of(1), "photo.png"]))
+
+
+def test_a_stream_that_is_refused_says_why(client):
+    with pytest.raises(RefusedError, match="got 'other'"):
+        list(client.detect_stream([image_of(1)], model="other"))
+
+
+def test_a_stream_without_any_answer_ends_at_its_timeout(client, detector):
+    detector.hold()
+    try:
+        with pytest.raises(TimedOutError, match=r"no answer from .* within 0\.1 s"):
+            list(client.detect_stream([image_of(1)], timeout_seconds=0.1))
+    finally:
+        detector.gate.set()
+
+
+def test_a_stream_to_nobody_gives_up(nobody):
+    with Client(nobody) as client, pytest.raises(UnreachableError):
+        list(client.detect_stream([image_of(1)]))
+
+
+def test_a_stream_goes_on_where_it_was_when_its_server_is_restarted():
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+    config = replace(QUICK, port=port)
+    values = values_of(3000)
+    with ExitStack() as first, ExitStack() as second:
+        target = first.enter_context(running_server(FakeDetector(), config))
+        with Client(target, wait_for_ready=True) as client:
+            answers = {}
+            for position, result in client.detect_stream(image_of(value) for value in values):
+                assert position not in answers
+                answers[position] = result.score
+                if len(answers) == 500:
+                    first.close()
+                    second.enter_context(running_server(FakeDetector(), config))
+    assert [answers[position] for position in range(3000)] == values
+
+
+def test_a_token_goes_with_every_call_and_not_to_other_machines_in_the_clear():
+    seen = []
+
+    def see(request, context):
+        seen.append(dict(context.invocation_metadata())["authorization"])
+        return pb.ListModelsResponse()
+
+    handler = grpc.unary_unary_rpc_method_handler(
+        see, pb.ListModelsRequest.FromString, pb.ListModelsResponse.SerializeToString
+    )
+    with ThreadPoolExecutor() as pool:
+        server = grpc.server(pool)
+        server.add_registered_method_handlers("pathguard.v1.DetectionService", {"ListModels": handler})
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        with Client(f"127.0.0.1:{port}", access=Access(token="secret")) as client:
+            client.models()
+        server.stop(None).wait()
+    assert seen == ["Bearer secret"]
+    with pytest.raises(InputError, match=r"expected TLS for a token .* got none for example\.org:443"):
+        Client("example.org:443", access=Access(token="secret"))
+    with pytest.raises(InputError, match="expected both a certificate and its key"):
+        Client("127.0.0.1:1", access=Access(certificate=Path("x.pem")))
+    with pytest.raises(InputError, match=r"expected a PEM file that can be read, got missing\.pem"):
+        Client("127.0.0.1:1", access=Access(ca=Path("missing.pem")))
