@@ -173,6 +173,7 @@ class Server:
             await self._keeper.begin()
         if self._config.metrics.port is not None:
             self._metrics_server = MetricsServer(self._config.metrics, self._metrics.registry, self._health.healthy)
+            _log.info("metrics on %s", address(self._config.metrics.host, self._metrics_server.port))
         credentials = None
         if self._certificate is not None:
             from service.access.certificates import server_credentials
@@ -232,7 +233,12 @@ class Server:
             CallWrapper(self._metrics, log_calls=config.log.calls),
             *([] if self._tracing is None else [self._tracing]),
             ErrorWrapper(self._metrics.error_raised),
-            AccessWrapper(lambda: None if kept is None else kept.value, calls, config.max_call_seconds),
+            AccessWrapper(
+                lambda: None if kept is None else kept.value,
+                calls,
+                config.max_call_seconds,
+                by_certificate=bool(config.tls.client_ca),
+            ),
         ]
 
     def _check(self, model: Model) -> None:

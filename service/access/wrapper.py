@@ -27,17 +27,26 @@ _NAMES: Final = ("x509_subject_alternative_name", "x509_common_name")
 class AccessWrapper:
     """Says who the caller is (`service.access.callers.caller`), and ends what it may not do. Goes inside errors."""
 
-    def __init__(self, credentials: Callable[[], Credentials | None], calls: Quotas, max_call_seconds: float) -> None:
+    def __init__(
+        self,
+        credentials: Callable[[], Credentials | None],
+        calls: Quotas,
+        max_call_seconds: float,
+        *,
+        by_certificate: bool,
+    ) -> None:
         """Nothing is kept of a call.
 
         Args:
             credentials: who is known now; None where everybody may do everything.
             calls: how many calls one client may make.
             max_call_seconds: how long a call that is answered once may take, above 0.
+            by_certificate: whether clients are asked for certificates.
         """
         self._credentials = credentials
         self._calls = calls
         self._max_seconds = max_call_seconds
+        self._by_certificate = by_certificate
 
     def single(self, method: str, behaviour: Single) -> Single:
         """Goes around a handler that answers once."""
@@ -69,19 +78,19 @@ class AccessWrapper:
         return admitted
 
     def _admit(self, context: Context) -> None:
-        caller = identify(context, self._credentials())
+        caller = identify(context, self._credentials(), by_certificate=self._by_certificate)
         set_caller(caller)
         self._calls.take(caller.name, 1)
 
 
-def identify(context: Context, credentials: Credentials | None) -> Caller:
-    """Who calls: by token, else by certificate, else by address.
+def identify(context: Context, credentials: Credentials | None, *, by_certificate: bool) -> Caller:
+    """Who calls: by token, else by certificate if clients are asked for one, else by address.
 
     Raises:
         CredentialError: no credential, or one that is not known.
     """
     if credentials is None:
-        names = _certificate_names(context)
+        names = _certificate_names(context) if by_certificate else []
         return Caller(f"certificate:{names[0]}" if names else address_name(context.peer()), FULL)
     token = _token_of(context)
     if token is not None:
@@ -89,7 +98,7 @@ def identify(context: Context, credentials: Credentials | None) -> Caller:
         if caller is None:
             raise CredentialError("expected a token that this server knows, got another one")
         return caller
-    names = _certificate_names(context)
+    names = _certificate_names(context) if by_certificate else []
     caller = credentials.of_certificate(names)
     if caller is not None:
         return caller
@@ -113,6 +122,4 @@ def _token_of(context: Context) -> str | None:
 def _certificate_names(context: Context) -> list[str]:
     """The names in the certificate that the client showed in TLS, checked by gRPC; none without mTLS."""
     shown: Mapping[str, Any] = context.auth_context()
-    if not shown:
-        return []
     return [name.decode("utf-8", "replace") for key in _NAMES for name in shown.get(key, ())]

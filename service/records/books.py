@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import numpy as np
+from prometheus_client import Counter
 
 from detector.images import Pixels
 from service.access.callers import Caller, caller
@@ -98,18 +99,32 @@ class _Verdicts:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        self._counters: dict[tuple[str, str], tuple[Counter, Counter, Counter]] = {}
 
     def count(self, answered: Answered) -> None:
-        model = answered.model
+        model, rate = answered.model, answered.rate
         good = [answer for answer in answered.answers if isinstance(answer, Answer)]
-        adversarial = sum(answer.p_value <= answered.rate for answer in good)
+        p_values = [answer.p_value for answer in good]
+        adversarial = sum(p_value <= rate for p_value in p_values)
         failed = len(answered.answers) - len(good) + answered.undecoded
-        counts = {"adversarial": adversarial, "clean": len(good) - adversarial, "none": failed}
-        for verdict, count in counts.items():
+        flagged, clean, none = self._counters_of(model)
+        for counter, count in ((flagged, adversarial), (clean, len(good) - adversarial), (none, failed)):
             if count:
-                self._metrics.verdicts.labels(model.name, model.model_version, verdict).inc(count)
+                counter.inc(count)
         self._metrics.scores.observe(model.name, [answer.score for answer in good])
-        self._metrics.p_values.observe(model.name, [answer.p_value for answer in good])
+        self._metrics.p_values.observe(model.name, p_values)
+
+    def _counters_of(self, model: Model) -> tuple[Counter, Counter, Counter]:
+        """Those of a model, looked up once; forgotten now and then, for models come and go."""
+        key = (model.name, model.model_version)
+        if key not in self._counters:
+            if len(self._counters) >= _MOST_WINDOWS:
+                self._counters.clear()
+            adversarial, clean, none = (
+                self._metrics.verdicts.labels(*key, verdict) for verdict in ("adversarial", "clean", "none")
+            )
+            self._counters[key] = (adversarial, clean, none)
+        return self._counters[key]
 
 
 @dataclass(frozen=True, slots=True)

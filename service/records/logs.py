@@ -6,8 +6,8 @@ put values of a tensor, is cut short.
 
 import json
 import logging
+import random
 import re
-import secrets
 import sys
 import traceback
 from collections.abc import Iterable
@@ -37,7 +37,7 @@ def begin_request(metadata: "Iterable[tuple[str, str | bytes]]") -> str:
         if key == REQUEST_ID_KEY and isinstance(value, str) and _SANE_ID.fullmatch(value):
             break
     else:
-        value = secrets.token_hex(8)
+        value = f"{random.getrandbits(64):016x}"
     _REQUEST_ID.set(value)
     return value
 
