@@ -48,6 +48,7 @@ torture: install
 	$(BIN)/python -m torture --bundle $(BUNDLE) --json out/torture.json
 
 fuzz: install
+	$(BIN)/pip install -q --disable-pip-version-check atheris==3.0.0
 	$(BIN)/python -m torture.fuzz --json out/fuzz.json
 
 # What the image installs, each with its version and licence.
