@@ -1,9 +1,10 @@
 import socket
+import threading
 
 import pytest
 
-from pathguard.client import InputError, RefusedError, UnreachableError
-from pathguard.load import measure_load
+from pathguard.client import InputError, RefusedError, TimedOutError, UnreachableError
+from pathguard.load import Steady, Window, agree, measure_load
 from service.config import ServiceConfig
 from service.server import running_server
 from tests.service.conftest import QUICK
@@ -51,13 +52,79 @@ def test_a_load_that_the_server_refuses_says_why():
     ("images", "settings", "message"),
     [
         ([], {"calls": 1}, "expected at least one image, got none"),
-        ([b"x"], {}, "expected a number of calls or a duration, got neither"),
+        ([b"x"], {}, "expected a number of calls, a duration or steady windows, got none"),
         ([b"x"], {"calls": 0}, "expected at least 1 call, got 0"),
         ([b"x"], {"calls": 1, "concurrency": 0}, "expected a concurrency of at least 1, got 0"),
         ([b"x"], {"calls": 1, "images_per_call": 1025}, "expected 1 to 1024 images in a call, got 1025"),
         ([b"x"], {"duration_seconds": 0.0}, "expected a duration above 0 s, got 0"),
+        ([b"x"], {"calls": 1, "concurrency": 1, "rate": 1.0}, "expected a concurrency or a rate, got both"),
+        ([b"x"], {"calls": 1, "rate": 0.0}, "expected a rate above 0 calls per second, got 0"),
+        ([b"x"], {"calls": 1, "steady": Steady()}, "expected steady windows, or a number of calls"),
+        ([b"x"], {"steady": Steady(most_windows=2)}, "at least 3 windows, got 2 s, 0.1 and 2"),
     ],
 )
 def test_a_setting_out_of_range_is_named(images, settings, message):
     with pytest.raises(InputError, match=message):
         measure_load("127.0.0.1:1", images, **settings)
+
+
+def window(calls_per_second, milliseconds):
+    return Window(seconds=1.0, latencies=[milliseconds / 1000] * calls_per_second)
+
+
+@pytest.mark.parametrize(
+    ("windows", "agreed"),
+    [
+        ([window(100, 10.0)] * 2, False),
+        ([window(100, 10.0)] * 3, True),
+        ([window(500, 1.0), window(95, 10.0), window(100, 10.5), window(105, 9.5)], True),
+        ([window(80, 10.0), window(100, 10.0), window(120, 10.0)], False),
+        ([window(100, 8.0), window(100, 10.0), window(100, 12.0)], False),
+        ([window(100, 10.0), window(0, 1.0), window(100, 10.0)], False),
+    ],
+)
+def test_three_windows_agree_when_none_is_far_from_their_mean(windows, agreed):
+    assert agree(windows, 0.1) is agreed
+
+
+def test_a_steady_load_ends_by_itself_and_reports_the_last_three_windows(target):
+    steady = Steady(window_seconds=0.1, tolerance=100.0, most_windows=50)
+    report = measure_load(target, [image_of(1)], concurrency=2, steady=steady)
+    assert (report.steady, report.windows, report.concurrency, report.rate) == (True, 3, 2, None)
+    assert report.seconds == pytest.approx(0.3, rel=0.5)
+    assert report.calls_per_second == pytest.approx(report.calls / report.seconds)
+
+
+def test_a_load_that_is_never_steady_ends_and_says_so(target):
+    steady = Steady(window_seconds=0.05, tolerance=1e-9, most_windows=4)
+    report = measure_load(target, [image_of(1)], steady=steady)
+    assert (report.steady, report.windows) == (False, 4)
+    assert report.calls > 0
+
+
+def test_an_open_loop_sends_at_its_rate_whether_answers_come_or_not():
+    detector = FakeDetector()
+    with running_server(detector, QUICK) as target:
+        report = measure_load(target, [image_of(1)], rate=200.0, calls=60)
+        assert (report.calls, report.rate, report.concurrency, report.steady) == (60, 200.0, None, None)
+        assert report.seconds >= 59 / 200
+
+        detector.hold()
+        opener = threading.Timer(0.5, detector.gate.set)
+        opener.start()
+        report = measure_load(target, [image_of(1)], rate=100.0, calls=50)
+        opener.join()
+    # The first call waited for all of the half second, the last ones hardly: each from when it was due.
+    assert report.calls == 50
+    assert report.p99_milliseconds > 400
+    assert report.p50_milliseconds < 400
+
+
+def test_a_server_that_answers_nothing_in_time_is_said_so():
+    detector = FakeDetector()
+    with running_server(detector, QUICK) as target:
+        detector.hold()
+        steady = Steady(window_seconds=0.05, most_windows=3)
+        with pytest.raises(TimedOutError, match="no answer from .* in the time that was measured"):
+            measure_load(target, [image_of(1)], steady=steady)
+        detector.gate.set()
