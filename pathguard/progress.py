@@ -69,3 +69,14 @@ def attack_bar(title: str) -> Iterator[Callable[["Campaign"], None]]:
             update(state.done, state.total, status)
 
         yield listen
+
+
+@contextmanager
+def detect_bar() -> Iterator[Callable[[int, int, int, int], None]]:
+    """A listener for a stream of images: how many of how many, how many adversarial, how many bad."""
+    with _bar("detect") as update:
+
+        def listen(done: int, total: int, adversarial: int, bad: int) -> None:
+            update(done, total, f"{adversarial} adversarial" + (f", {bad} bad" if bad else ""))
+
+        yield listen

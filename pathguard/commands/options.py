@@ -22,7 +22,15 @@ AttackDir = Annotated[Path, typer.Option("--attacks", help="Folder that `pathgua
 Seed = Annotated[int, typer.Option(help="Seed of everything that is random.", min=0)]
 Rate = Annotated[float, typer.Option(help="Share of clean images that may be flagged, in (0, 1).")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Target = Annotated[str, typer.Option(help="Address of the server, HOST:PORT.")]
+Target = Annotated[str, typer.Option(help="Address of the server, HOST:PORT.", envvar="PATHGUARD_TARGET")]
+Token = Annotated[str | None, typer.Option(help="Sent with every call.", envvar="PATHGUARD_TOKEN", show_envvar=True)]
+Tls = Annotated[bool, typer.Option("--tls", help="Encrypt, and check the server's certificate.")]
+Ca = Annotated[Path | None, typer.Option(help="PEM file of authorities to check it with; implies --tls.")]
+Certificate = Annotated[Path | None, typer.Option(help="PEM file with the client's own certificate; implies --tls.")]
+Key = Annotated[Path | None, typer.Option(help="PEM file with its private key.")]
+AllowInsecure = Annotated[
+    bool, typer.Option("--allow-insecure", help="Send the token to another machine without encryption.")
+]
 
 
 def splits_of(data: str, data_dir: Path | None, image_size: int | None) -> "Splits":
