@@ -134,6 +134,7 @@ class ServiceConfig:
     stream_in_flight: int = _setting(256, "Images of one DetectStream that are under way at once.", 1)
     max_message_bytes: int = _setting(64 * 1024 * 1024, "Largest request or response message.", 1, 2**31 - 1)
     max_pixels: int = _setting(16_777_216, "Largest height times width of an encoded image, read from its header.", 1)
+    max_calls_per_connection: int = _setting(256, "Calls of one connection at once; more wait at the client.", 1)
     max_call_seconds: float = _setting(60.0, "Longest that a call may take, whatever its deadline.", 0.001)
     decode_threads: int = _setting(2, "Threads that decode image files.", 1)
     stall_seconds: float = _setting(30.0, "How long one batch may take before health says NOT_SERVING.", 0.001)

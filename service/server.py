@@ -52,6 +52,8 @@ _log = logging.getLogger(__name__)
 
 # After the last call has been answered: time for the answer to leave.
 _LAST_WORDS_SECONDS = 1.0
+# After so long without a word a connection is asked whether it is still there, and has as long to answer.
+_KEEPALIVE_MILLISECONDS = 60_000
 # How long files of certificates and credentials may take to read, and the last records to be written.
 _FILES_SECONDS = 10.0
 
@@ -95,6 +97,8 @@ class Server:
         else:
             self._check_size(models)
             entry = served(models)
+            if config.models.default not in ("", entry.name):
+                raise ConfigError(f"expected models_default of {entry.name}, got {config.models.default!r}")
             self._registry.put(entry.name, {entry.version: entry}, entry.version)
             show_models(self._registry.all(), metrics)
         self._certificate = None
@@ -139,6 +143,10 @@ class Server:
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", config.max_message_bytes),
                 ("grpc.max_send_message_length", config.max_message_bytes),
+                ("grpc.max_concurrent_streams", config.max_calls_per_connection),
+                # Whose machine has gone without a word is let go.
+                ("grpc.keepalive_time_ms", _KEEPALIVE_MILLISECONDS),
+                ("grpc.keepalive_timeout_ms", _KEEPALIVE_MILLISECONDS),
             ],
         )
         images = _quotas("images", config.access.images_per_second, config)

@@ -79,7 +79,7 @@ class Keeper:
         try:
             found = await in_thread(self._repository.scan, self._config.load_seconds)
         except OSError as error:
-            raise ConfigError(f"expected a folder of models, got {error.filename}: {error.strerror}") from None
+            raise ConfigError(f"expected a folder of models, got {_why(error)}") from None
         errors: list[Exception] = []
         for model in found:
             if isinstance(model.settings, SettingsFileError):
@@ -111,7 +111,7 @@ class Keeper:
         try:
             found = await in_thread(self._repository.scan, self._config.load_seconds)
         except OSError as error:
-            self._tell("", f"{error.filename} cannot be read, the models go on as they are: {error.strerror}")
+            self._tell("", f"the models go on as they are: {_why(error)}")
             return
         self._told.pop("", None)
         for model in found:
@@ -240,6 +240,12 @@ class Keeper:
             self._told[about] = what
             _log.error("%s", what)
             self._metrics.loads.labels(about or "all", "refused").inc()
+
+
+def _why(error: OSError) -> str:
+    if isinstance(error, TimeoutError):
+        return "a disk that does not answer"
+    return f"{error.filename}: {error.strerror}"
 
 
 def show_models(models: Sequence[ServedModel], metrics: Metrics) -> None:
