@@ -12,6 +12,7 @@ these three are what is reported. If they never agree, the last three are report
 
 import asyncio
 import itertools
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -35,6 +36,10 @@ AGREEING_WINDOWS: Final = 3
 # slow does not fill this machine's memory.
 _MOST_UNDER_WAY = 5000
 _MOST_REQUESTS = 64
+
+# When enough has been measured: how long calls under way may still take, and how long gRPC takes to cancel the others.
+_LAST_CALLS_SECONDS = 2.0
+_CANCELLED_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,11 +188,12 @@ def agree(windows: Sequence[Window], tolerance: float) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Length:
-    """How long a load goes on: one or both of the first two, or the last."""
+    """How long a load goes on: one or both of the first two, or the last; and in any case until it is over."""
 
     calls: int | None
     seconds: float | None
     steady: Steady | None
+    over: threading.Event = field(default_factory=threading.Event)
 
 
 class _Sender:
@@ -276,8 +282,12 @@ async def _measure(
                     return windows, True
             return windows, False
         finally:
-            load.cancel()
-            await asyncio.gather(load, return_exceptions=True)
+            length.over.set()
+            # Calls under way may end: one that is cancelled can come back to a loop that is gone.
+            await asyncio.wait([load], timeout=_LAST_CALLS_SECONDS)
+            if load.cancel():
+                await asyncio.gather(load, return_exceptions=True)
+                await asyncio.sleep(_CANCELLED_SECONDS)
 
 
 async def _closed_loop(sender: _Sender, concurrency: int, length: _Length) -> None:
@@ -323,7 +333,8 @@ def _turns(length: _Length) -> Callable[[], bool]:
     first = iter((True,))
 
     def more() -> bool:
-        return (next(first, False) or time.perf_counter() < ends) and next(left, None) is not None
+        in_time = next(first, False) or time.perf_counter() < ends
+        return in_time and not length.over.is_set() and next(left, None) is not None
 
     return more
 

@@ -25,11 +25,11 @@ _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - not bound to
 def detect(
     images: Annotated[list[Path], typer.Argument(help="Image files, and folders of them.")],
     target: Target = "127.0.0.1:50051",
-    model: Annotated[str, typer.Option(help="Model to ask [default: the server's].", show_default=False)] = "",
+    model: Annotated[str, typer.Option(help="Model to ask (default: the server's).", show_default=False)] = "",
     max_false_alarm_rate: Annotated[float | None, typer.Option(help="Rate for this call; else the bundle's.")] = None,
     stream: Annotated[
         bool | None,
-        typer.Option("--stream/--no-stream", help=f"One stream, with a bar [default: beyond {MANY_FILES} files]."),
+        typer.Option("--stream/--no-stream", help=f"One stream, with a bar (default: beyond {MANY_FILES} files)."),
     ] = None,
     timeout_seconds: Annotated[float, typer.Option(help="How long to wait for an answer.", min=0.001)] = 30.0,
     token: Token = None,
@@ -89,7 +89,7 @@ def bench(
     images: Annotated[list[Path], typer.Argument(help="Image files, and folders of them, sent in turn.")],
     target: Target = "127.0.0.1:50051",
     concurrency: Annotated[
-        str | None, typer.Option(help="Calls under way at once: 4, or a range START:END[:STEP] [default: 1].")
+        str | None, typer.Option(help="Calls under way at once: 4, or a range START:END:STEP (default: 1).")
     ] = None,
     rate: Annotated[
         str | None,
@@ -97,7 +97,7 @@ def bench(
     ] = None,
     images_per_call: Annotated[int, typer.Option(help="Images in each call.", min=1, max=1024)] = 1,
     calls: Annotated[
-        int | None, typer.Option(help="Calls in all [default: until it is steady].", min=1, max=1_000_000)
+        int | None, typer.Option(help="Calls in all (default: until it is steady).", min=1, max=1_000_000)
     ] = None,
     window_seconds: Annotated[float, typer.Option(help="Length of a window.", min=0.01, max=600)] = 2.0,
     tolerance: Annotated[
@@ -151,16 +151,20 @@ def _range(text: str, option: str) -> list[float]:
     return [start + number * step for number in range(int((end - start) / step + 1e-9) + 1)]
 
 
-def _load_row(row: Mapping[str, object]) -> dict[str, object]:
+def _load_row(row: Mapping[str, Any]) -> dict[str, object]:
     """A row that fits a terminal; `--json` has all of it."""
     level = "concurrency" if row["rate"] is None else "rate"
     names = ("calls_per_second", "images_per_second", "p50_milliseconds", "p90_milliseconds", "p99_milliseconds")
     return {
-        level: row[level],
-        **{name.replace("_per_second", "/s").replace("milliseconds", "ms"): row[name] for name in names},
+        level: f"{row[level]:g}",
+        **{name.replace("_per_second", "/s").replace("milliseconds", "ms"): _figure(row[name]) for name in names},
         "errors": row["errors"],
         "steady": row["steady"],
     }
+
+
+def _figure(value: float) -> str:
+    return f"{value:6.2f}" if value < 100 else f"{value:6.0f}"
 
 
 def health(
