@@ -12,8 +12,10 @@ normalisation behind each is then found by running an example (see `detector.nam
 """
 
 import copy
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from typing import Any
@@ -113,6 +115,9 @@ def decouple(
         if patterns and example is not None:
             return _decouple_by_name(copied, keep, normalised, patterns, example)
         reason = " ".join(str(error).split())[:200]
+        graph = _traced(copy.deepcopy(backbone))
+    except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
         raise RequestError(
             f"expected a network that torch.fx can trace, or names of its convolutions (--gate 'block*.conv*'); got "
             f"{name}: {reason}"
@@ -172,6 +177,40 @@ def _decouple_by_name(
 
 def _is_wanted(name: str, patterns: Sequence[str]) -> bool:
     return not patterns or any(fnmatch(name, pattern) for pattern in patterns)
+# Two tracers at once would take each other's hooks away.
+_TRACING = threading.Lock()
+
+
+class _OwnThreadTracer(fx.Tracer):
+    """A tracer that lets the modules of other threads be.
+
+    While it traces, torch.fx has its hooks in every module of the process: without this, a network that is loaded
+    would break the one that is serving in another thread.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread = threading.get_ident()
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+
+def _traced(network: nn.Module) -> fx.GraphModule:
+    """As `fx.symbolic_trace`, beside other threads that run networks."""
+    with _TRACING:
+        tracer = _OwnThreadTracer()
+        graph = tracer.trace(network)
+    return fx.GraphModule(tracer.root, graph, type(network).__name__)
 
 
 def _gated_places(graph: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node]]:

@@ -1,3 +1,5 @@
+import threading
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,6 +17,36 @@ def open_all(network):
         nn.init.zeros_(gate.normalise.weight)
         nn.init.constant_(gate.normalise.bias, 5.0)
     return network
+
+
+def test_networks_in_other_threads_go_on_while_one_is_traced():
+    serving = decouple(build_network("resnet8", 1, 10)).eval()
+    images, over, errors = torch.rand(2, 1, 8, 8), threading.Event(), []
+    expected = serving(images)
+
+    def serve():
+        while not over.is_set():
+            try:
+                torch.testing.assert_close(serving(images), expected)
+            except Exception as error:
+                errors.append(error)
+                return
+
+    def trace():
+        for _ in range(10):
+            made.append(len(decouple(build_network("resnet8", 1, 10)).layers))
+
+    made = []
+    threads = [threading.Thread(target=work) for work in (serve, trace, trace)]
+    for thread in threads:
+        thread.start()
+    for thread in threads[1:]:
+        thread.join()
+    over.set()
+    threads[0].join()
+
+    assert errors == []
+    assert made == [len(serving.layers)] * 20
 
 
 @settings(max_examples=8, deadline=None)
