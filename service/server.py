@@ -2,12 +2,9 @@
 
 import asyncio
 import contextlib
-import errno
 import importlib.metadata
 import logging
-import os
 import signal
-import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,12 +28,13 @@ from service.access.quotas import Quotas
 from service.access.wrapper import AccessWrapper
 from service.batching import BatchRun, MicroBatcher
 from service.config import ServiceConfig
-from service.errors import AddressError, ConfigError
+from service.errors import ConfigError
 from service.health import Health
 from service.inference_servicer import InferenceServicer
 from service.interceptors import ErrorWrapper, Wrapper, WrappingInterceptor
 from service.kept_files import KeptFiles
 from service.lifecycle import Lifecycle
+from service.listener import Listener, address
 from service.model import Answer, Job, Model, ask, run_jobs
 from service.models.keeper import Keeper, Load, show_models
 from service.models.registry import Registry, served
@@ -50,6 +48,10 @@ from service.threads import in_thread
 
 _log = logging.getLogger(__name__)
 
+_SERVICES = (
+    DETECTION.services_by_name["DetectionService"].full_name,
+    INFERENCE.services_by_name["GRPCInferenceService"].full_name,
+)
 # After the last call has been answered: time for the answer to leave.
 _LAST_WORDS_SECONDS = 1.0
 # After so long without a word a connection is asked whether it is still there, and has as long to answer.
@@ -131,35 +133,17 @@ class Server:
         metrics.queue_images.set_function(lambda: self._batcher.pending_items)
         self._decoders = ThreadPoolExecutor(config.decode_threads, thread_name_prefix="decode")
         self._lifecycle = Lifecycle()
-        services = [
-            DETECTION.services_by_name["DetectionService"].full_name,
-            INFERENCE.services_by_name["GRPCInferenceService"].full_name,
-        ]
-        self._health = Health(services, lambda serving: metrics.serving.set(serving))
-        self._server = grpc.aio.server(
-            interceptors=[WrappingInterceptor(*self._wrappers())],
-            options=[
-                # On by default: a second server would take the same port in silence, and half of the calls.
-                ("grpc.so_reuseport", 0),
-                ("grpc.max_receive_message_length", config.max_message_bytes),
-                ("grpc.max_send_message_length", config.max_message_bytes),
-                ("grpc.max_concurrent_streams", config.max_calls_per_connection),
-                # Whose machine has gone without a word is let go.
-                ("grpc.keepalive_time_ms", _KEEPALIVE_MILLISECONDS),
-                ("grpc.keepalive_timeout_ms", _KEEPALIVE_MILLISECONDS),
-            ],
-        )
+        self._health = Health(_SERVICES, lambda serving: metrics.serving.set(serving))
         images = _quotas("images", config.access.images_per_second, config)
         pipeline = Pipeline(self._batcher, self._decoders, config, images, self._books)
         parts = (self._registry, pipeline, self._lifecycle, config, self._statistics)
-        add_DetectionServiceServicer_to_server(DetectionServicer(*parts), self._server)
-        add_GRPCInferenceServiceServicer_to_server(InferenceServicer(*parts, _version()), self._server)
-        add_HealthServicer_to_server(self._health, self._server)  # type: ignore[no-untyped-call]
-        if config.reflection:
-            names = [*services, HEALTH.services_by_name["Health"].full_name, reflection.SERVICE_NAME]
-            reflection.enable_server_reflection(names, self._server)  # type: ignore[no-untyped-call]
+        self._detection = DetectionServicer(*parts)
+        self._inference = InferenceServicer(*parts, _version())
+        self._interceptor = WrappingInterceptor(*self._wrappers())
+        self._listener = Listener(self._made_server, self._tls, config.host, config.port, metrics.server_restarts.inc)
         self._metrics_server: MetricsServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._watching: asyncio.Task[None] | None = None
         self._stalled = False
 
     @property
@@ -182,14 +166,7 @@ class Server:
         if self._config.metrics.port is not None:
             self._metrics_server = MetricsServer(self._config.metrics, self._metrics.registry, self._health.healthy)
             _log.info("metrics on %s", address(self._config.metrics.host, self._metrics_server.port))
-        credentials = None
-        if self._certificate is not None:
-            from service.access.certificates import server_credentials
-
-            credentials = server_credentials(self._certificate, ask_clients=bool(self._config.tls.client_ca))
-        port = _listen(self._server, self._config.host, self._config.port, credentials)
-        await self._server.start()
-        return port
+        return await self._listener.start()
 
     async def warm_up(self) -> None:
         """Runs the smallest and the largest batch, which also teaches the batcher how long they take; then serves.
@@ -205,9 +182,23 @@ class Server:
                         raise answer
         self._lifecycle.open()
         self._health.set_serving(True)
-        self._tasks = [asyncio.create_task(self._reread_files()), asyncio.create_task(self._watch_for_stalls())]
+        self._watching = asyncio.create_task(self._listener.watch())
+        self._tasks = [
+            self._watching,
+            asyncio.create_task(self._reread_files()),
+            asyncio.create_task(self._watch_for_stalls()),
+        ]
         if self._keeper is not None:
             self._tasks.append(asyncio.create_task(self._keeper.keep()))
+
+    async def listens(self) -> None:
+        """Returns never, once warm.
+
+        Raises:
+            AddressError: the port was lost and cannot be had again.
+        """
+        assert self._watching is not None
+        await asyncio.shield(self._watching)
 
     async def stop(self) -> None:
         """Says NOT_SERVING, then refuses new calls, then waits for those that were taken, then ends."""
@@ -226,12 +217,43 @@ class Server:
         await farewell
         await self._batcher.close()
         self._health.close()
-        await self._server.stop(_LAST_WORDS_SECONDS)
+        await self._listener.stop(_LAST_WORDS_SECONDS)
         self._decoders.shutdown(wait=False, cancel_futures=True)
         if self._metrics_server is not None:
             self._metrics_server.close()
         with contextlib.suppress(TimeoutError):
             await in_thread(self._close_records, _FILES_SECONDS)
+
+    def _made_server(self) -> grpc.aio.Server:
+        """gRPC's server with all services, not started."""
+        config = self._config
+        server = grpc.aio.server(
+            interceptors=[self._interceptor],
+            options=[
+                # On by default: a second server would take the same port in silence, and half of the calls.
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", config.max_message_bytes),
+                ("grpc.max_send_message_length", config.max_message_bytes),
+                ("grpc.max_concurrent_streams", config.max_calls_per_connection),
+                # Whose machine has gone without a word is let go.
+                ("grpc.keepalive_time_ms", _KEEPALIVE_MILLISECONDS),
+                ("grpc.keepalive_timeout_ms", _KEEPALIVE_MILLISECONDS),
+            ],
+        )
+        add_DetectionServiceServicer_to_server(self._detection, server)
+        add_GRPCInferenceServiceServicer_to_server(self._inference, server)
+        add_HealthServicer_to_server(self._health, server)  # type: ignore[no-untyped-call]
+        if config.reflection:
+            names = [*_SERVICES, HEALTH.services_by_name["Health"].full_name, reflection.SERVICE_NAME]
+            reflection.enable_server_reflection(names, server)  # type: ignore[no-untyped-call]
+        return server
+
+    def _tls(self) -> grpc.ServerCredentials | None:
+        if self._certificate is None:
+            return None
+        from service.access.certificates import server_credentials
+
+        return server_credentials(self._certificate, ask_clients=bool(self._config.tls.client_ca))
 
     def _wrappers(self) -> list[Wrapper]:
         """What goes around every call, the outermost first."""
@@ -328,10 +350,15 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked_to_stop.set)
     try:
-        async with serving(models, config) as port:
+        async with _running(models, config) as (server, port):
             if on_ready is not None:
                 on_ready(port)
-            await asked_to_stop.wait()
+            stopping, listening = asyncio.create_task(asked_to_stop.wait()), asyncio.create_task(server.listens())
+            await asyncio.wait([stopping, listening], return_when=asyncio.FIRST_COMPLETED)
+            if listening.done() and not stopping.done():
+                stopping.cancel()
+                await listening
+            listening.cancel()
             _log.info("stopping")
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -346,13 +373,8 @@ def run(models: Model | ModelSource, config: ServiceConfig, *, on_ready: Callabl
 @asynccontextmanager
 async def serving(models: Model | ModelSource, config: ServiceConfig) -> AsyncIterator[int]:
     """A warm server in the running event loop, stopped at the end; gives its port."""
-    server = Server(models, config)
-    try:
-        port = await server.start()
-        await server.warm_up()
+    async with _running(models, config) as (_, port):
         yield port
-    finally:
-        await server.stop()
 
 
 @contextmanager
@@ -390,9 +412,15 @@ def running_server(models: Model | ModelSource, config: ServiceConfig) -> Iterat
         worker.join()
 
 
-def address(host: str, port: int) -> str:
-    """`host:port`, with brackets around an IPv6 address."""
-    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
+@asynccontextmanager
+async def _running(models: Model | ModelSource, config: ServiceConfig) -> AsyncIterator[tuple[Server, int]]:
+    server = Server(models, config)
+    try:
+        port = await server.start()
+        await server.warm_up()
+        yield server, port
+    finally:
+        await server.stop()
 
 
 def _quotas(what: str, per_second: float, config: ServiceConfig) -> Quotas:
@@ -408,28 +436,3 @@ def _version() -> str:
         return importlib.metadata.version("pathguard")
     except importlib.metadata.PackageNotFoundError:
         return "unknown"
-
-
-def _listen(server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
-    # A plain socket first: it says why it cannot be bound, where gRPC only logs and raises a general error.
-    try:
-        family, kind, protocol, _, target = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(target)
-            probe.listen()
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise _in_use(host, port) from None
-        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
-        raise AddressError(f"expected an address to listen on, got {address(host, port)}: {reason}") from None
-    try:
-        if credentials is not None:
-            return server.add_secure_port(address(host, port), credentials)
-        return server.add_insecure_port(address(host, port))
-    except RuntimeError:
-        raise _in_use(host, port) from None
-
-
-def _in_use(host: str, port: int) -> AddressError:
-    return AddressError(f"expected a free port, got port {port} of {host}, which is in use by another program")

@@ -72,6 +72,7 @@ class Metrics:
         self.seconds = histogram("grpc_server_handling_seconds", "Seconds until an RPC ended", method, _SECONDS)
         gauge("pathguard_build_info", "1, with the program's version", ["version"]).labels(version).set(1)
         self.serving = gauge("pathguard_serving", "1 while health says SERVING")
+        self.server_restarts = counter("pathguard_server_restarts", "Times that gRPC ended its server by itself")
         self.queue_images = gauge("pathguard_queue_images", "Images taken in and not yet answered")
         self.verdicts = counter("pathguard_verdicts", "Images by verdict", ["model", "model_version", "verdict"])
         self.scores = Spread("pathguard_score", "Adversarial scores", _SCORES, self.registry)

@@ -13,7 +13,7 @@ from detector.images import ImageSpec
 from protos.pathguard.v1.detection_pb2_grpc import DetectionServiceStub
 from service.config import ServiceConfig
 from service.errors import AddressError, ConfigError
-from service.server import Server, address, running_server, serving
+from service.server import Server, running_server, serving
 from tests.service.conftest import QUICK
 from tests.service.fakes import POISON, FakeDetector, request_for
 
@@ -155,7 +155,3 @@ def test_a_call_that_fails_in_the_model_leaves_no_text_of_it_on_the_wire():
         with pytest.raises(grpc.RpcError) as caught:
             DetectionServiceStub(channel).Detect(request_for(POISON))
         assert "secret" not in str(caught.value) + str(caught.value.trailing_metadata())
-
-
-def test_an_ipv6_address_stands_in_brackets():
-    assert (address("::1", 5), address("127.0.0.1", 5)) == ("[::1]:5", "127.0.0.1:5")
