@@ -69,7 +69,7 @@ class FakeDetector:
 
 def bits_of(values: np.ndarray) -> np.ndarray:
     """The path bits that the fake answers: the value in binary, over all channels, `(images, channels)`."""
-    return (values[:, None] >> np.arange(sum(LAYERS.values()))) % 2 == 1
+    return np.asarray((values[:, None] >> np.arange(sum(LAYERS.values()))) % 2 == 1)
 
 
 def image_of(value: int, spec: ImageSpec = SPEC) -> Pixels:
