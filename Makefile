@@ -5,7 +5,7 @@ PIP_ARGS ?=
 BUNDLE ?= out/demo/bundle
 BIN := .venv/bin
 
-.PHONY: install demo test check format protos serve image-test torture fuzz sbom audit clean
+.PHONY: install demo test check format protos serve image-test torture fuzz peers sbom audit clean
 
 install: .venv/.installed
 
@@ -50,6 +50,14 @@ torture: install
 fuzz: install
 	$(BIN)/pip install -q --disable-pip-version-check atheris==3.0.0
 	$(BIN)/python -m torture.fuzz --json out/fuzz.json
+
+# Environments for the servers that benchmarks/service.py is compared with; it takes their python as options.
+peers: build/peers/mlserver build/peers/litserve
+
+build/peers/%: constraints.txt
+	$(PYTHON) -m venv $@
+	$@/bin/pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -r benchmarks/peers/$*.txt
+	touch $@
 
 # What the image installs, each with its version and licence.
 sbom: build/tools/.installed build/serving/.installed
