@@ -40,7 +40,7 @@ from attacks.methods.minimum_norm import overshoot
 from attacks.problem import Problem, Victim, rounded
 from attacks.recipes import RECIPES, Recipe
 from attacks.report_pictures import NORM_NAMES
-from benchmarks.peers import Peer, library_version, peers_of
+from benchmarks.attack_peers import Peer, library_version, peers_of
 from benchmarks.published import load_published, right_images
 from benchmarks.report import Row, print_rows, write_rows
 from benchmarks.robust import robust_rows

@@ -1,9 +1,9 @@
 """The published CIFAR-10 backbones of akamaster/pytorch_resnet_cifar10, as this project's own networks.
 
-Their weights (He et al. 2016, option-A shortcuts) carry the same names as `detector.networks.ResNet` behind a prefix,
-so that nothing is mapped but the prefix; the normalisation, which their authors keep outside the network, becomes its
-first layer. Attacks on them can be compared with other libraries'; they saw all 50,000 training images, so that no
-detector is published on them.
+Their weights (He et al. 2016, option-A shortcuts) carry the same names as `detector.resnet.SmallResNet` behind a
+prefix, so that nothing is mapped but the prefix; the normalisation, which their authors keep outside the network,
+becomes its first layer. Attacks on them can be compared with other libraries'; they saw all 50,000 training images,
+so that no detector is published on them.
 """
 
 import pickle
@@ -16,7 +16,7 @@ from torch import nn
 from attacks.selection import rightly_classified
 from detector.datasets import ImageSet, load_splits
 from detector.errors import ArtifactError, DataError
-from detector.networks import ResNet
+from detector.resnet import SmallResNet
 
 PREFIX = "module."
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -38,7 +38,7 @@ def load_published(file: Path) -> nn.Module:
     except (OSError, pickle.UnpicklingError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ArtifactError(f"expected published ResNet weights in {file}, got {_one_line(error)}") from None
     blocks = {match[1] for name in weights if (match := re.match(r"layer1\.(\d+)\.conv1\.weight", name))}
-    network = ResNet(6 * max(len(blocks), 1) + 2, 3, 10)
+    network = SmallResNet(6 * max(len(blocks), 1) + 2, 3, 10)
     network.normalise.set_statistics(torch.tensor(MEAN), torch.tensor(STD))
     # Ours alone: the normalisation, and batch normalisation's counters, which their version of torch did not have.
     own = ("normalise.mean", "normalise.std", "num_batches_tracked")

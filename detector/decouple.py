@@ -14,8 +14,7 @@ normalisation behind each is then found by running an example (see `detector.nam
 import copy
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from typing import Any
@@ -110,14 +109,11 @@ def decouple(
     if hasattr(copied, "gates"):
         raise RequestError(f"expected a network without gates, got {name} with a part called gates")
     try:
-        graph = fx.symbolic_trace(copied)
+        graph = _traced(copied)
     except Exception as error:  # whatever the network's own code does with a tensor that has no values
         if patterns and example is not None:
             return _decouple_by_name(copied, keep, normalised, patterns, example)
         reason = " ".join(str(error).split())[:200]
-        graph = _traced(copy.deepcopy(backbone))
-    except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
         raise RequestError(
             f"expected a network that torch.fx can trace, or names of its convolutions (--gate 'block*.conv*'); got "
             f"{name}: {reason}"
@@ -177,6 +173,8 @@ def _decouple_by_name(
 
 def _is_wanted(name: str, patterns: Sequence[str]) -> bool:
     return not patterns or any(fnmatch(name, pattern) for pattern in patterns)
+
+
 # Two tracers at once would take each other's hooks away.
 _TRACING = threading.Lock()
 

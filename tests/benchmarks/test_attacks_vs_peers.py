@@ -7,8 +7,8 @@ import torch
 
 from attacks.recipes import RECIPES
 from benchmarks import attacks_vs_peers
+from benchmarks.attack_peers import ADV_LIB, FOOLBOX, Peer, peers_of
 from benchmarks.attacks_vs_peers import COMPARED, QUICK, Bench, Comparison, Judged, Outcome, as_markdown, best_rows
-from benchmarks.peers import ADV_LIB, FOOLBOX, Peer, peers_of
 from detector.datasets import ImageSet
 from detector.images import ImageSpec
 from tests.oracles import MeanBoundary

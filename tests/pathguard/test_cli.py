@@ -9,9 +9,9 @@ from PIL import Image
 from detector import bundle as bundles
 from pathguard import __version__
 from pathguard.cli import main
-from tests.attacks.test_report import fill
 from service.config import MetricsConfig, settings
 from service.records.telemetry import Metrics, MetricsServer
+from tests.attacks.test_report import fill
 from tests.conftest import untrained_bundle
 
 
@@ -43,8 +43,8 @@ def test_the_version_and_every_command_with_its_defaults_are_told(run):
     assert run("--version")[1].strip() == __version__
     code, out, _ = run("--help")
     assert code == 0
-    for verb in ("train", "decouple", "attack", "report", "fit", "evaluate", "serve", "detect", "bench", "health"):
-    for verb in ("train", "decouple", "attack", "fit", "evaluate", "serve", "upgrade", "detect", "bench", "health"):
+    verbs = "train decouple attack report fit evaluate serve upgrade detect bench health"
+    for verb in verbs.split():
         assert verb in out
     assert "[default: 40]" in run("train", "--help")[1]
 
