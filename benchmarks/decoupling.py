@@ -2,13 +2,15 @@
 
     python -m benchmarks.decoupling --data-dir DIR [--work DIR] [--only ROW,ROW] [--quick] [--json FILE]
 
-Every trained network is kept in the work folder: the same command goes on where an earlier one stopped, and a
-finished row is only measured again. All rows start from the backbone of seed 0. An ablation row is one seed and ten
-epochs; the default is trained with the full schedule for three seeds, each from a backbone of its own seed. Networks
-are chosen on validation images; every figure is of the test images.
+Every trained network is kept in the work folder: the same command goes on where an earlier one stopped; a finished row
+is read again, and one that was trained with another objective, schedule or backbone is refused. All rows start from the
+backbone of seed 0. An ablation row is one seed and ten epochs; the default is trained with the full schedule for three
+seeds, each from a backbone of its own seed. Networks are chosen on validation images; every figure is of the test
+images.
 """
 
 import json as jsonlib
+import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +20,7 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 from torch.fx.experimental.optimization import fuse
 
@@ -31,9 +33,11 @@ from benchmarks.overhead import interleaved
 from benchmarks.report import Row, machine, print_rows, write_rows
 from detector.batches import best_device, device_of, to_pixels, to_tensor
 from detector.bundle import MANIFEST, Bundle
+from detector.checkpoint import FILE as CHECKPOINT
 from detector.datasets import Splits, load_splits
 from detector.decouple import GatedNet, decouple
 from detector.encoder import encode, encode_set
+from detector.errors import ArtifactError
 from detector.files import write_whole
 from detector.folding import fold_normalisation
 from detector.losses import OBJECTIVES, Objective
@@ -42,7 +46,7 @@ from detector.networks import build_network
 from detector.path_encoding import PathEncoding
 from detector.path_statistics import distinct_paths, flipped_bits, layer_figures
 from detector.schedule import Schedule
-from detector.stages import READER_IMAGES, make_backbone, make_decoupled
+from detector.stages import NETWORK_CHECKPOINTS, make_backbone, make_decoupled, probe_images
 from detector.training import accuracy, train_decoupled
 from pathguard.progress import training_bar
 from pathguard.tables import show
@@ -60,10 +64,10 @@ OBJECTIVES_OF_ROWS: Mapping[str, Objective] = {
     "sparsity": Objective(sparsity=DEFAULT.sparsity),
     "label": Objective(sparsity=DEFAULT.sparsity, label_information=0.01),
     "input": Objective(sparsity=DEFAULT.sparsity, input_information=DEFAULT.input_information),
-    "copied": Objective(sparsity=DEFAULT.sparsity, copied_information=0.5),
+    "redundancy": Objective(sparsity=DEFAULT.sparsity, redundancy=0.5),
     "alignment": Objective(sparsity=DEFAULT.sparsity, alignment=1.0),
     "distillation": Objective(sparsity=DEFAULT.sparsity, distillation=DEFAULT.distillation),
-    "all": replace(DEFAULT, label_information=0.01, copied_information=0.5, alignment=1.0),
+    "all": replace(DEFAULT, label_information=0.01, redundancy=0.5, alignment=1.0),
     "pathguard": DEFAULT,
     "li2020": OBJECTIVES["li2020"],
 }
@@ -85,11 +89,12 @@ class Trial:
         macs_left: mean multiply-accumulates of an image's path, gates included, as a share of the backbone's.
         input_dependent: share of filters open for 1 % to 99 % of the images.
         distinct: different paths among the test images.
-        information: of the layer that tells most of the class, at least, in nats.
+        information: of each gated layer about the class, at least, in nats, in network order.
         flipped_fgsm: mean bits flipped by FGSM at 8/255 where it succeeds.
+        fgsm_over_noise: that over bits flipped by noise of the same L2 norm; NaN where neither flips any.
         flipped_cw: the same by C&W.
         cw_over_noise: bits flipped by C&W over bits flipped by noise of the same L2 norm; NaN where neither flips any.
-        minutes: of training; NaN where it was interrupted.
+        minutes: of training; None where it was interrupted.
     """
 
     row: str
@@ -99,11 +104,12 @@ class Trial:
     macs_left: float
     input_dependent: float
     distinct: int
-    information: float
+    information: tuple[float, ...]
     flipped_fgsm: float
+    fgsm_over_noise: float
     flipped_cw: float
     cw_over_noise: float
-    minutes: float
+    minutes: float | None
 
 
 def main(
@@ -119,6 +125,11 @@ def main(
     """Train what is missing, measure and print."""
     torch.set_num_threads(threads)
     wanted = {name.strip() for name in only.split(",") if name.strip()}
+    known = {"ablation", "seeds", "resnet56", "speed", *OBJECTIVES_OF_ROWS, *MASKS, *(f"seed{seed}" for seed in SEEDS)}
+    if wanted - known:
+        raise typer.BadParameter(
+            f"expected rows of {', '.join(sorted(known))}; got {', '.join(sorted(wanted - known))}"
+        )
     trials: list[Trial] = []
     if not quick:
         splits = load_splits("cifar10", data_dir)
@@ -130,7 +141,7 @@ def main(
                 trials.append(_default("resnet20", 0.7, seed, splits, work))
         if not wanted or "resnet56" in wanted:
             trials.append(_default("resnet56", 0.6, 0, splits, work))
-    rows = [*_bars(trials), *_speed(quick)]
+    rows = [*_bars(trials, _peak_gb(work)), *_speed(quick)]
     if trials:
         show(f"CIFAR-10, 10,000 test images; {machine()}", [asdict(trial) for trial in trials])
     print_rows("bars", rows)
@@ -150,31 +161,43 @@ def _ablated(name: str, splits: Splits, work: Path, keep: float = 0.7) -> Trial:
     if name in MASKS:
         put_masks(network, MASKS[name](network, backbone, keep))
     network.to(best_device())
-    if weights.exists():
+    identity = {
+        "row": name, "backbone": bundle.backbone_digest, "keep": keep, "objective": asdict(objective),
+        "schedule": asdict(ABLATION),
+    }  # fmt: skip
+    if facts.exists():
+        made = jsonlib.loads(facts.read_text())
+        if made["identity"] != identity:
+            raise ArtifactError(
+                f"expected {folder} to hold {identity}, got {made['identity']}; remove it to train anew"
+            )
         network.load_state_dict(load_file(weights))
     else:
-        began = time.monotonic()
-        run = {"row": name, "backbone": bundle.backbone_digest}
+        interrupted, began = (folder / CHECKPOINT).exists(), time.monotonic()
         with training_bar(f"{name}") as listen:
-            train_decoupled(network, backbone, splits, objective, keep, ABLATION, folder, run, listen)
-        write_whole(facts, jsonlib.dumps({"minutes": (time.monotonic() - began) / 60}).encode())
-        save_file({key: value.contiguous() for key, value in network.state_dict().items()}, weights)
-    minutes = float(jsonlib.loads(facts.read_text())["minutes"])
-    return _measured(name, network.eval(), backbone, splits, minutes, folder)
+            train_decoupled(network, backbone, splits, objective, keep, ABLATION, folder, identity, listen)
+        made = {"identity": identity, "minutes": None if interrupted else (time.monotonic() - began) / 60}
+        write_whole(weights, save({key: value.contiguous() for key, value in network.state_dict().items()}))
+        write_whole(facts, jsonlib.dumps(made).encode())
+    return _measured(name, network.eval(), backbone, splits, made["minutes"], folder)
 
 
 def _default(name: str, keep: float, seed: int, splits: Splits, work: Path) -> Trial:
     """The default objective with the full schedule, trained unless it is there."""
     bundle = _backbone(name, seed, splits, work)
     folder = work / f"{name}-seed{seed}" / f"keep{keep:g}"
-    facts = folder / "minutes.json"
+    facts = folder / "facts.json"
     if not (folder / MANIFEST).exists():
-        began = time.monotonic()
+        interrupted, began = (folder / NETWORK_CHECKPOINTS).exists(), time.monotonic()
         with training_bar(f"decouple {name} seed {seed}") as listen:
             make_decoupled(bundle, splits, keep, "pathguard", replace(DECOUPLED, seed=seed), folder, listen)
-        write_whole(facts, jsonlib.dumps({"minutes": (time.monotonic() - began) / 60}).encode())
+        taken = {
+            "minutes": None if interrupted else (time.monotonic() - began) / 60,
+            "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        }
+        write_whole(facts, jsonlib.dumps(taken).encode())
     grown = Bundle(folder)
-    minutes = float(jsonlib.loads(facts.read_text())["minutes"]) if facts.exists() else float("nan")
+    minutes = jsonlib.loads(facts.read_text())["minutes"] if facts.exists() else None
     device = best_device()
     network, backbone = grown.network().to(device), grown.backbone().to(device)
     return _measured(f"{name} keep {keep:g} seed {seed}", network, backbone, splits, minutes, folder)
@@ -188,22 +211,25 @@ def _backbone(name: str, seed: int, splits: Splits, work: Path) -> Bundle:
     return Bundle(folder)
 
 
-def _measured(row: str, network: GatedNet, backbone: nn.Module, splits: Splits, minutes: float, folder: Path) -> Trial:
+def _measured(
+    row: str, network: GatedNet, backbone: nn.Module, splits: Splits, minutes: float | None, folder: Path
+) -> Trial:
     """The trial's figures, from the folder where they were measured before."""
     known = folder / "trial.json"
     if known.exists():
-        return Trial(**jsonlib.loads(known.read_text()))
-    test, readers = splits.held_out, splits.train.first(READER_IMAGES)
+        read = jsonlib.loads(known.read_text())
+        return Trial(**{**read, "information": tuple(read["information"])})
+    test, probed = splits.held_out, probe_images(splits.train)
     device = device_of(network)
     evidence = list(encode_set(network, test))
     path = PathEncoding.stacked([part.path for part in evidence])
     right = np.concatenate([part.class_logits.argmax(axis=1) for part in evidence]) == test.labels
-    fitted = PathEncoding.stacked([part.path for part in encode_set(network, readers)])
-    layers = layer_figures(fitted, readers.labels, path, test.labels)
+    fitted = PathEncoding.stacked([part.path for part in encode_set(network, probed)])
+    layers = layer_figures(fitted, probed.labels, path, test.labels)
     cost = cost_of(network, torch.zeros(1, 3, 32, 32, device=device))
     share = path.bits.mean(axis=0)
-    fgsm, _ = _flips(network, splits, "fgsm")
-    cw, noise = _flips(network, splits, "cw")
+    fgsm, fgsm_noise = _flips(network, splits, "fgsm")
+    cw, cw_noise = _flips(network, splits, "cw")
     trial = Trial(
         row=row,
         accuracy=float(right.mean()),
@@ -212,10 +238,11 @@ def _measured(row: str, network: GatedNet, backbone: nn.Module, splits: Splits, 
         macs_left=float(cost.of(path).mean() / cost.dense),
         input_dependent=float(((share >= 0.01) & (share <= 0.99)).mean()),
         distinct=distinct_paths(path),
-        information=max(layer.information for layer in layers),
+        information=tuple(layer.information for layer in layers),
         flipped_fgsm=fgsm,
+        fgsm_over_noise=fgsm / fgsm_noise if fgsm_noise else float("nan"),
         flipped_cw=cw,
-        cw_over_noise=cw / noise if noise else float("nan"),
+        cw_over_noise=cw / cw_noise if cw_noise else float("nan"),
         minutes=minutes,
     )
     write_whole(known, jsonlib.dumps(asdict(trial)).encode())
@@ -240,7 +267,13 @@ def _flips(network: GatedNet, splits: Splits, recipe: str) -> tuple[float, float
     return float(flipped_bits(before, after).mean()), float(flipped_bits(before, with_noise).mean())
 
 
-def _bars(trials: Sequence[Trial]) -> list[Row]:
+def _peak_gb(work: Path) -> float | None:
+    """The largest of the runs that trained ResNet-20 in a process of their own."""
+    taken = [jsonlib.loads(file.read_text()) for file in work.glob("resnet20-seed*/keep0.7/facts.json")]
+    return max((facts["peak_gb"] for facts in taken), default=None)
+
+
+def _bars(trials: Sequence[Trial], peak_gb: float | None) -> list[Row]:
     seeds = [trial for trial in trials if trial.row.startswith("resnet20 keep 0.7")]
     large = [trial for trial in trials if trial.row.startswith("resnet56")]
     whole = seeds if len(seeds) == len(SEEDS) else []
@@ -269,14 +302,15 @@ def _bars(trials: Sequence[Trial]) -> list[Row]:
         ),
         Row(
             figure="information about the class, best layer, nats (at least)",
-            value=mean([t.information for t in whole]), bar=2.0, at_most=False,
+            value=mean([max(t.information) for t in whole]), bar=2.0, at_most=False,
         ),
         Row(
             figure="bits flipped by C&W / by noise of the same norm", value=mean([t.cw_over_noise for t in whole]),
             bar=3, at_most=False,
         ),
         Row(figure="MACs left at keep 0.7, share of the backbone's", value=mean([t.macs_left for t in whole]), bar=0.6),
-        Row(figure="decouple, ResNet-20, minutes", value=mean([t.minutes for t in whole]), bar=60),
+        Row(figure="decouple, ResNet-20, minutes", value=mean([t.minutes for t in whole if t.minutes]), bar=60),
+        Row(figure="decouple, ResNet-20, peak memory of the process, GB", value=peak_gb, bar=3),
     ]  # fmt: skip
 
 

@@ -30,13 +30,12 @@ import numpy as np
 import safetensors.numpy
 import safetensors.torch
 import skops.io
-import torch
 from safetensors import SafetensorError
 from sklearn.base import BaseEstimator
 from torch import nn
 
 from detector.classifier import FalseAlarmClassifier
-from detector.decouple import GatedNet, decouple
+from detector.decouple import GatedNet, decouple, decouple_named
 from detector.errors import ArtifactError, RequestError
 from detector.files import write_whole
 from detector.images import ImageSpec
@@ -79,12 +78,15 @@ class GatesInfo:
         normalised: whether gate logits are batch-normalised.
         objective: name of the training objective.
         patterns: names of the gated convolutions, with `*` and `?`; none for all that can be gated.
+        named: for a network that torch.fx cannot trace, name of each gated convolution -> name of the normalisation
+            behind it.
     """
 
     keep: float
     normalised: bool
     objective: str
     patterns: tuple[str, ...] = ()
+    named: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,13 +170,15 @@ class Bundle:
             ArtifactError: the bundle has none yet, or its weights do not fit.
             RequestError: it is built by a user's own code, and that is not trusted or fails.
         """
-        gates, spec = self.manifest.gates, self.manifest.network.spec
+        gates = self.manifest.gates
         if gates is None:
             raise ArtifactError(
                 f"expected a decoupled network in {self.folder}, got a backbone; run `pathguard decouple`"
             )
-        example = torch.zeros(1, spec.channels, spec.height, spec.width)
-        network = decouple(self._fresh_backbone(), gates.keep, gates.normalised, gates.patterns, example)
+        if gates.named:
+            network = decouple_named(self._fresh_backbone(), gates.keep, gates.normalised, gates.named)
+        else:
+            network = decouple(self._fresh_backbone(), gates.keep, gates.normalised, gates.patterns)
         self._with_weights(network, NETWORK)
         return network
 
@@ -433,7 +437,9 @@ def _digest_of(raw: Mapping[str, object]) -> str:
 
 
 def _weights(network: nn.Module) -> bytes:
-    return safetensors.torch.save({name: value.contiguous() for name, value in network.state_dict().items()})
+    return safetensors.torch.save(
+        {name: value.detach().clone().contiguous() for name, value in network.state_dict().items()}
+    )
 
 
 def _scores(calibration: Calibration) -> bytes:

@@ -1,7 +1,7 @@
 """What a training run needs to go on: weights, momenta and the epoch, in one safetensors file, whole or absent."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def save_checkpoint(
     chosen: Chosen | None,
 ) -> None:
     """Write the checkpoint of `folder`; an interruption at any moment leaves the old one or the new one."""
-    tensors = {f"weights.{name}": value.contiguous() for name, value in network.state_dict().items()}
+    tensors = {f"weights.{name}": value.detach().clone() for name, value in network.state_dict().items()}
     for name, parameter in network.named_parameters():
         momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
         if momentum is not None:
@@ -85,12 +85,11 @@ def load_checkpoint(folder: Path, run: Mapping[str, object]) -> Checkpoint | Non
         raise TrainingError(f"expected a whole checkpoint in {path}, got a damaged one ({error})") from None
     found = json.loads(metadata["run"])
     expected = json.loads(json.dumps(run))
-    for key in sorted({*found, *expected}):
-        if found.get(key) != expected.get(key):
-            raise TrainingError(
-                f"expected a checkpoint of {key} {expected.get(key)}, got one of {key} {found.get(key)} in {path}; "
-                f"give another --out or remove it"
-            )
+    for key, wanted, got in _differences(expected, found):
+        raise TrainingError(
+            f"expected a checkpoint of {key} {wanted}, got one of {key} {got} in {path}; give another --out or "
+            "remove it"
+        )
     chosen = None
     if "score" in metadata:
         chosen = Chosen(float(metadata["score"]), _with_prefix(tensors, "chosen."))
@@ -98,12 +97,35 @@ def load_checkpoint(folder: Path, run: Mapping[str, object]) -> Checkpoint | Non
 
 
 def restore(checkpoint: Checkpoint, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put weights and momenta back."""
-    network.load_state_dict(_with_prefix(checkpoint.tensors, "weights."))
+    """Put weights and momenta back.
+
+    Raises:
+        TrainingError: the checkpoint is of a network of other layers.
+    """
+    try:
+        network.load_state_dict(_with_prefix(checkpoint.tensors, "weights."))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise TrainingError(
+            f"expected a checkpoint of this network, got one of other layers ({reason}); give another --out or "
+            "remove it"
+        ) from None
     for name, parameter in network.named_parameters():
         momentum = checkpoint.tensors.get(f"momentum.{name}")
         if momentum is not None:
             optimizer.state[parameter]["momentum_buffer"] = momentum.to(parameter.device)
+
+
+def _differences(
+    expected: Mapping[str, object], found: Mapping[str, object], inside: str = ""
+) -> Iterator[tuple[str, object, object]]:
+    """Name, expected and found value of what differs, in the order of the names, nested values by their own."""
+    for key in sorted({*found, *expected}):
+        wanted, got = expected.get(key), found.get(key)
+        if isinstance(wanted, Mapping) and isinstance(got, Mapping):
+            yield from _differences(wanted, got, f"{key}.")
+        elif wanted != got:
+            yield f"{inside}{key}", wanted, got
 
 
 def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

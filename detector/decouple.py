@@ -29,6 +29,8 @@ from detector.named_gates import NamedGates, normalised_convolutions
 
 _ACTIVATIONS_WITH_ZERO_AT_ZERO = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Hardswish, nn.ELU, nn.Tanh)
 _FUNCTIONS_WITH_ZERO_AT_ZERO = (F.relu, torch.relu, F.relu6, F.leaky_relu, F.silu, F.gelu, F.hardswish, torch.tanh)
+_ACTIVATIONS_WITHOUT_ZERO_AT_ZERO = (nn.Sigmoid, nn.Hardsigmoid, nn.Softplus, nn.LogSigmoid, nn.Softmax, nn.Softmax2d)
+_FUNCTIONS_WITHOUT_ZERO_AT_ZERO = (torch.sigmoid, F.sigmoid, F.hardsigmoid, F.softplus, F.logsigmoid, F.softmax)
 
 
 class GatedNet(nn.Module):
@@ -89,7 +91,9 @@ def decouple(
     patterns: Sequence[str] = (),
     example: Tensor | None = None,
 ) -> GatedNet:
-    """A decoupled copy of `backbone`; the backbone itself is left as it is.
+    """A decoupled copy of `backbone`, in evaluation mode; the backbone itself is left as it is.
+
+    What the backbone does in training only (auxiliary heads, dropout that is called as a function) is left out.
 
     Args:
         backbone: a CNN in torch.
@@ -105,14 +109,15 @@ def decouple(
     """
     if not 0 < keep <= 1:
         raise RequestError(f"expected a share of filters to keep in (0, 1], got {keep}")
-    name, copied = type(backbone).__name__, copy.deepcopy(backbone)
+    # What torch.fx traces it fixes, and with it what depends on the mode: the network as it is used is what is traced.
+    name, copied = type(backbone).__name__, copy.deepcopy(backbone).eval()
     if hasattr(copied, "gates"):
         raise RequestError(f"expected a network without gates, got {name} with a part called gates")
     try:
         graph = _traced(copied)
     except Exception as error:  # whatever the network's own code does with a tensor that has no values
         if patterns and example is not None:
-            return _decouple_by_name(copied, keep, normalised, patterns, example)
+            return decouple_named(copied, keep, normalised, _named_pairs(copied, patterns, example))
         reason = " ".join(str(error).split())[:200]
         raise RequestError(
             f"expected a network that torch.fx can trace, or names of its convolutions (--gate 'block*.conv*'); got "
@@ -145,30 +150,43 @@ def decouple(
     end.args = ((end.args[0], tuple(readings)),)
     graph.graph.lint()
     graph.recompile()
-    return GatedNet(graph, layers)
+    return GatedNet(graph, layers).eval()
 
 
-def _decouple_by_name(
-    copied: nn.Module, keep: float, normalised: bool, patterns: Sequence[str], example: Tensor
-) -> GatedNet:
-    pairs = {
-        convolution: norm
-        for convolution, norm in normalised_convolutions(copied, example).items()
-        if _is_wanted(convolution, patterns)
-    }
+def decouple_named(backbone: nn.Module, keep: float, normalised: bool, pairs: Mapping[str, str]) -> GatedNet:
+    """A decoupled copy of a network that torch.fx cannot trace.
+
+    Args:
+        backbone: a CNN in torch.
+        keep: share of filters open at the start, in (0, 1].
+        normalised: whether gate logits are batch-normalised (see `ChannelGate`).
+        pairs: name of each gated convolution -> name of the normalisation behind it.
+
+    Raises:
+        RequestError: the network has no convolution of such a name.
+    """
+    copied = copy.deepcopy(backbone).eval()
+    modules = dict(copied.named_modules())
+    gates = nn.ModuleList()
+    layers: dict[str, int] = {}
+    for name, norm in pairs.items():
+        module = modules.get(name)
+        if not isinstance(module, nn.Conv2d) or norm not in modules:
+            raise RequestError(f"expected a convolution {name} and a normalisation {norm}, got none in the network")
+        gates.append(ChannelGate(module.in_channels, module.out_channels, keep, normalised))
+        layers[name] = module.out_channels
+    return GatedNet(NamedGates(copied, pairs, gates), layers).eval()
+
+
+def _named_pairs(network: nn.Module, patterns: Sequence[str], example: Tensor) -> dict[str, str]:
+    found = normalised_convolutions(network, example)
+    pairs = {convolution: norm for convolution, norm in found.items() if _is_wanted(convolution, patterns)}
     if not pairs:
         raise RequestError(
             f"expected ungrouped convolutions with batch normalisation beyond the stem, called once and named like "
-            f"{', '.join(patterns)}; got none in {type(copied).__name__}"
+            f"{', '.join(patterns)}; got none in {type(network).__name__}"
         )
-    gates = nn.ModuleList()
-    layers: dict[str, int] = {}
-    for name in pairs:
-        module = copied.get_submodule(name)
-        assert isinstance(module, nn.Conv2d)
-        gates.append(ChannelGate(module.in_channels, module.out_channels, keep, normalised))
-        layers[name] = module.out_channels
-    return GatedNet(NamedGates(copied, pairs, gates), layers)
+    return pairs
 
 
 def _is_wanted(name: str, patterns: Sequence[str]) -> bool:
@@ -226,6 +244,8 @@ def _gated_places(graph: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node]]:
         if not isinstance(_module_of(output, modules), nn.BatchNorm2d):
             continue
         users = list(output.users)
+        if any(_opens_what_is_closed(user, modules) for user in users):
+            continue
         if len(users) == 1 and _is_activation(users[0], modules):
             output = users[0]
         yield node, output
@@ -239,6 +259,13 @@ def _is_activation(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     if node.op == "call_function":
         return node.target in _FUNCTIONS_WITH_ZERO_AT_ZERO
     return isinstance(_module_of(node, modules), _ACTIVATIONS_WITH_ZERO_AT_ZERO)
+
+
+def _opens_what_is_closed(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether this is an activation that makes something else of zero, so that no gate before it closes anything."""
+    if node.op == "call_function":
+        return node.target in _FUNCTIONS_WITHOUT_ZERO_AT_ZERO
+    return isinstance(_module_of(node, modules), _ACTIVATIONS_WITHOUT_ZERO_AT_ZERO)
 
 
 def _first(pair: tuple[Any, Any]) -> Any:

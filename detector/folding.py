@@ -5,6 +5,7 @@ A batch of one image costs as much in calls as in arithmetic, and this halves th
 """
 
 import copy
+from collections import Counter
 
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
@@ -27,12 +28,14 @@ def fold_normalisation(network: GatedNet) -> GatedNet:
     if not isinstance(graph, fx.GraphModule):
         return folded.eval()
     modules = dict(graph.named_modules())
+    calls = Counter(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
     for node in list(graph.graph.nodes):
         if node.op != "call_module" or not isinstance(modules.get(str(node.target)), nn.BatchNorm2d):
             continue
         before = node.args[0]
         convolution = modules.get(str(before.target)) if before.op == "call_module" else None
-        if isinstance(convolution, nn.Conv2d) and list(before.users) == [node]:
+        once = convolution is not None and calls[str(before.target)] == calls[str(node.target)] == 1
+        if isinstance(convolution, nn.Conv2d) and once and list(before.users) == [node]:
             graph.set_submodule(str(before.target), fuse_conv_bn_eval(convolution, modules[str(node.target)]))
             node.replace_all_uses_with(before)
             graph.graph.erase_node(node)

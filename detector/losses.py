@@ -24,7 +24,7 @@ class Objective:
     Attributes:
         label_information: λm, cross-entropy of a linear head on each layer's mask.
         input_information: weight of the mean information per filter between mask and image, in nats.
-        copied_information: weight of the mean information that one filter's mask has about another's, in nats.
+        redundancy: weight of the mean information that one filter's mask has about another's, in nats.
         alignment: λk, divergence between the filters' responses and their mask.
         sparsity: weight of the distance between the share of open filters and the target, or, where `counted` is
             set, λs of the paper: distances are numbers of filters and are summed over the layers.
@@ -37,7 +37,7 @@ class Objective:
 
     label_information: float = 0.0
     input_information: float = 0.0
-    copied_information: float = 0.0
+    redundancy: float = 0.0
     alignment: float = 0.0
     sparsity: float = 0.0
     counted: bool = False
@@ -99,7 +99,7 @@ def input_information(readings: Readings, noise: float = 1.0) -> Tensor:
     return (_binary_entropy(p.mean(dim=0)) - _binary_entropy(p).mean(dim=0)).mean()
 
 
-def copied_information(readings: Readings, noise: float = 1.0) -> Tensor:
+def redundancy(readings: Readings, noise: float = 1.0) -> Tensor:
     """Mean information in nats that one filter's mask has about another filter's of its layer, a scalar in [0, ln 2].
 
     In each layer the filters stand in a chain, in an order drawn anew at each call, and each is compared with the one

@@ -73,7 +73,9 @@ def cost_of(network: GatedNet, example: Tensor) -> NetworkCost:
     areas: dict[nn.Module, int] = {}
 
     def note(module: nn.Module, _inputs: object, output: Tensor) -> None:
-        areas[module] = output.shape[2] * output.shape[3] if output.ndim == 4 else 1
+        # For each call; a linear map may be called on many places of one image.
+        places = output[0].numel() // (module.out_features if isinstance(module, nn.Linear) else output.shape[1])
+        areas[module] = areas.get(module, 0) + places
 
     modules = dict(network.graph.named_modules())
     counted = {name: module for name, module in modules.items() if _is_counted(name, module)}
@@ -94,7 +96,7 @@ def _is_counted(name: str, module: nn.Module) -> bool:
 
 
 def _layer_costs(
-    network: GatedNet, counted: Mapping[str, nn.Module], areas: Mapping[nn.Module, int]
+    network: GatedNet, counted: dict[str, nn.Module], areas: Mapping[nn.Module, int]
 ) -> Iterator[LayerCost]:
     if not isinstance(network.graph, fx.GraphModule):
         yield from _costs_by_name(network, counted, areas)
@@ -102,7 +104,9 @@ def _layer_costs(
     names = {f"gates.{index}": name for index, name in enumerate(network.layers)}
     modules = dict(network.graph.named_modules())
     for node in network.graph.graph.nodes:
-        module = counted.get(str(node.target)) if node.op == "call_module" else None
+        module = counted.pop(str(node.target), None) if node.op == "call_module" else None
+        if module not in areas:
+            continue
         if isinstance(module, nn.Conv2d):
             own = str(node.target) if str(node.target) in network.layers else None
             read = tuple(_gates_behind(node.args[0], modules, names)) if module.groups == 1 else ()
@@ -116,6 +120,8 @@ def _costs_by_name(
     network: GatedNet, counted: Mapping[str, nn.Module], areas: Mapping[nn.Module, int]
 ) -> Iterator[LayerCost]:
     for name, module in counted.items():
+        if module not in areas:
+            continue
         if isinstance(module, nn.Conv2d):
             per_pair = areas[module] * module.kernel_size[0] * module.kernel_size[1]
             own = name.removeprefix("backbone.")
@@ -135,6 +141,8 @@ def _gates_behind(node: fx.Node, modules: Mapping[str, nn.Module], names: Mappin
         return
     source = node.args[0]
     if node.target is torch.cat and isinstance(source, list | tuple):
+        if (node.args[1:] or (node.kwargs.get("dim", 0),))[0] not in (1, -3):
+            return
         for part in source:
             if isinstance(part, fx.Node):
                 yield from _gates_behind(part, modules, names)

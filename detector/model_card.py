@@ -82,9 +82,7 @@ def _lines(facts: Mapping[str, Any]) -> Iterator[str]:
             yield from (f"    {made['command']}", "")
         figures = dict(made.get("figures", {}))
         layers = figures.pop("layers", ())
-        rows = [
-            (key, value) for key, value in _flat({**made, "figures": figures}) if key not in {"command", "schedule"}
-        ]
+        rows = [(key, value) for key, value in _flat({**made, "figures": figures}) if key != "command"]
         yield from _table(("fact", "value"), rows)
         if layers:
             yield ""

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from detector.errors import RequestError
 from detector.gates import GateReading
 
 
@@ -30,16 +31,24 @@ class NamedGates(nn.Module):
         self.gates = gates
 
     def forward(self, images: Tensor) -> tuple[Tensor, tuple[GateReading, ...]]:
-        """Images in [0, 1], `(batch, channels, height, width)` -> logits and the reading of each gate."""
+        """Images in [0, 1], `(batch, channels, height, width)` -> logits and the reading of each gate.
+
+        Raises:
+            RequestError: a gated convolution did not run exactly once.
+        """
         inputs: dict[int, Tensor] = {}
         readings: dict[int, GateReading] = {}
         handles = []
         for index, (convolution, norm) in enumerate(self.pairs.items()):
 
             def note(_module: nn.Module, args: tuple[Tensor, ...], index: int = index) -> None:
+                if index in readings:
+                    raise RequestError(self._told(index, "more than once"))
                 inputs[index] = args[0]
 
             def close(_module: nn.Module, _args: object, output: Tensor, index: int = index) -> Tensor:
+                if index not in inputs:
+                    raise RequestError(self._told(index, "another number of times"))
                 gated, readings[index] = self.gates[index](inputs.pop(index), output)
                 masked: Tensor = gated
                 return masked
@@ -51,7 +60,16 @@ class NamedGates(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
+        missing = [index for index in range(len(self.pairs)) if index not in readings]
+        if missing:
+            raise RequestError(self._told(missing[0], "not at all"))
         return logits, tuple(readings[index] for index in range(len(self.pairs)))
+
+    def _told(self, index: int, found: str) -> str:
+        return (
+            f"expected the gated convolution {list(self.pairs)[index]} to run once for every image, got a batch for "
+            f"which it ran {found}; gate only convolutions that always run"
+        )
 
 
 def normalised_convolutions(network: nn.Module, example: Tensor) -> dict[str, str]:
@@ -76,8 +94,8 @@ def normalised_convolutions(network: nn.Module, example: Tensor) -> dict[str, st
         if isinstance(module, nn.Conv2d):
             order.append(module)
             outputs[module] = output
-        elif order and outputs.get(order[-1]) is args[0]:
-            found[order[-1]] = module
+        else:
+            found.update({convolution: module for convolution, made in outputs.items() if made is args[0]})
 
     modes = [(module, module.training) for module in network.modules()]
     watched = [module for module in names if isinstance(module, nn.Conv2d | nn.BatchNorm2d)]

@@ -1,5 +1,6 @@
 """The first two stages of a bundle: a backbone, trained here or brought, then the decoupled network."""
 
+import copy
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,24 +12,38 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from detector.batches import best_device, device_of
+from detector.batches import best_device, device_of, to_tensor
 from detector.bundle import MANIFEST, Bundle, GatesInfo, NetworkInfo, add_network, begin_bundle
 from detector.datasets import ImageSet, Splits
 from detector.decouple import GatedNet, decouple
 from detector.encoder import encode_set
 from detector.errors import ArtifactError, DataError, RequestError, TrainingError
+from detector.files import sha256_of
 from detector.losses import objective_named
 from detector.macs import cost_of
 from detector.model_card import write_card
+from detector.named_gates import NamedGates
 from detector.networks import build_network
 from detector.path_encoding import PathEncoding
 from detector.path_statistics import LayerFigures, distinct_paths, layer_figures
 from detector.schedule import Schedule
-from detector.training import GateFigures, Listener, accuracy, measure_gates, train_backbone, train_decoupled
+from detector.training import (
+    KEEP_TOLERANCE,
+    GateFigures,
+    Listener,
+    accuracy,
+    measure_gates,
+    target_share,
+    train_backbone,
+    train_decoupled,
+)
 from detector.weights import load_weights
 
-# Training images whose paths the readers of the layers are fitted on, for the information that a layer holds.
-READER_IMAGES = 10_000
+BACKBONE_CHECKPOINTS, NETWORK_CHECKPOINTS = "checkpoint-backbone", "checkpoint-network"
+# Training images, as many of each class, whose paths the layers' probes are fitted on.
+PROBE_IMAGES = 10_000
+# Training images that show which convolutions of an untraceable network run.
+EXAMPLE_IMAGES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +69,8 @@ class DecoupledFigures:
         macs_left: mean multiply-accumulates of an image's own path, gates included, as a share of the backbone's.
         path_length: filters of all gates together.
         distinct_paths: how many different paths the images took.
+        keep_reached: whether the share of open filters on the validation images came within the tolerance of what was
+            asked for; where it did not, the last epoch was kept.
         images: how many test images.
         layers: a row for each gated layer, in network order.
     """
@@ -63,6 +80,7 @@ class DecoupledFigures:
     macs_left: float
     path_length: int
     distinct_paths: int
+    keep_reached: bool
     images: int
     layers: tuple[LayerFigures, ...]
 
@@ -90,9 +108,10 @@ def make_backbone(
     """
     _check_new(folder)
     _check_enough(splits.train, schedule)
+    _check_classes(splits.train)
     torch.manual_seed(schedule.seed)
     network = _fresh_backbone(name, splits.train).to(best_device())
-    checkpoints = folder / "checkpoint-backbone"
+    checkpoints = folder / BACKBONE_CHECKPOINTS
     run = {"stage": "backbone", "network": name, **_data_facts(splits.train)}
     with _checkpointed(checkpoints):
         train_backbone(network, splits, schedule, checkpoints, run, listen)
@@ -101,7 +120,7 @@ def make_backbone(
     return begun
 
 
-def bring_backbone(
+def import_backbone(
     name: str, weights: Path, splits: Splits, folder: Path, mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None, resize: bool = False, command: str = "",
 ) -> tuple[Bundle, BackboneFigures]:  # fmt: skip
@@ -123,11 +142,25 @@ def bring_backbone(
         RequestError: the network is unknown or does not fit the images.
     """
     _check_new(folder)
+    _check_classes(splits.train)
     network = _fresh_backbone(name, splits.train)
     load_weights(network, weights, mean, std)
-    return _begin(
-        name, network.to(best_device()), splits, folder, resize, {"command": command, "weights": weights.name}
-    )
+    made = {"command": command, **weights_facts(weights, mean, std)}
+    return _begin(name, network.to(best_device()), splits, folder, resize, made)
+
+
+def weights_facts(weights: Path, mean: Sequence[float] | None, std: Sequence[float] | None) -> dict[str, object]:
+    """What tells brought weights from others, JSON values.
+
+    Raises:
+        DataError: there is no such file.
+    """
+    try:
+        digest = sha256_of(weights)
+    except OSError as error:
+        raise DataError(f"expected weights in {weights}, got: {error.strerror}") from None
+    statistics = {"pixel_mean": list(mean), "pixel_std": list(std)} if mean is not None and std is not None else {}
+    return {"weights": weights.name, "weights_sha256": digest, **statistics}
 
 
 def make_decoupled(
@@ -154,24 +187,29 @@ def make_decoupled(
         TrainingError: see `detector.training.train_decoupled`.
     """
     check_fits(bundle, splits.train)
-    if (folder / MANIFEST).exists() and Bundle(folder).manifest.gates is not None:
-        raise ArtifactError(f"expected a folder without a decoupled network, got {folder} with one; give another --out")
+    _check_grows(bundle, folder)
     _check_enough(splits.train, schedule)
+    _check_classes(splits.train)
     terms = objective_named(objective)
     device = best_device()
     backbone = bundle.backbone().to(device)
     torch.manual_seed(schedule.seed)
-    example = torch.zeros(1, splits.train.spec.channels, splits.train.spec.height, splits.train.spec.width)
-    network = decouple(backbone, keep, terms.normalised, patterns, example.to(device)).to(device)
-    checkpoints = folder / "checkpoint-network"
-    run = {"stage": "network", "backbone": bundle.backbone_digest, **_data_facts(splits.train)}
+    example = to_tensor(splits.train.pixels(slice(0, EXAMPLE_IMAGES)), device)
+    network = decouple(backbone, target_share(keep, 0.0), terms.normalised, patterns, example).to(device)
+    cost_of(network, example[:1])  # what cannot be counted fails before the training, not behind it
+    checkpoints = folder / NETWORK_CHECKPOINTS
+    run = {
+        "stage": "network", "backbone": bundle.backbone_digest, "gates": dict(network.layers),
+        **_data_facts(splits.train),
+    }  # fmt: skip
     with _checkpointed(checkpoints):
         train_decoupled(network, backbone, splits, terms, keep, schedule, checkpoints, run, listen)
-    figures = _decoupled_figures(network, backbone, splits)
+    figures = _decoupled_figures(network, backbone, splits, keep)
     training = {
         "command": command, "schedule": asdict(schedule), "figures": asdict(figures), **_data_facts(splits.train),
     }  # fmt: skip
-    gates = GatesInfo(keep, terms.normalised, objective, tuple(patterns))
+    named = network.graph.pairs if isinstance(network.graph, NamedGates) else {}
+    gates = GatesInfo(keep, terms.normalised, objective, tuple(patterns), named)
     grown = add_network(bundle, folder, gates, network.cpu(), training)
     write_card(grown)
     shutil.rmtree(checkpoints)
@@ -182,17 +220,21 @@ def _fresh_backbone(name: str, images: ImageSet) -> nn.Module:
     """The named network, once it is known to take the images and to answer with their classes."""
     spec, classes = images.spec, len(images.class_names)
     network = build_network(name, spec.channels, classes, trusted=name)
-    try:
-        with torch.no_grad():
-            answer = network.eval()(torch.zeros(2, spec.channels, spec.height, spec.width))
-    except Exception as error:  # a user's own code may fail in any way
-        reason = " ".join(str(error).split())[:200]
-        raise RequestError(
-            f"expected a network for images of {spec}, got {name}, which fails on them: {reason}"
-        ) from None
-    if not isinstance(answer, torch.Tensor) or answer.shape != (2, classes):
-        shape = tuple(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
-        raise RequestError(f"expected logits of shape (2, {classes}) for two images, got {shape} from {name}")
+    for tried in (copy.deepcopy(network).train(), network.eval()):  # training moves statistics: that is for a copy
+        try:
+            with torch.no_grad():
+                answer = tried(torch.rand(2, spec.channels, spec.height, spec.width))
+        except Exception as error:  # a user's own code may fail in any way
+            reason = " ".join(str(error).split())[:200]
+            raise RequestError(
+                f"expected a network for images of {spec}, got {name}, which fails on them: {reason}"
+            ) from None
+        if not isinstance(answer, torch.Tensor) or answer.shape != (2, classes):
+            shape = tuple(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
+            mode = "training" if tried.training else "evaluation"
+            raise RequestError(
+                f"expected logits of shape (2, {classes}) for two images, got {shape} from {name} in {mode} mode"
+            )
     return network
 
 
@@ -208,11 +250,18 @@ def _begin(
     return bundle, figures
 
 
-def _decoupled_figures(network: GatedNet, backbone: nn.Module, splits: Splits) -> DecoupledFigures:
-    held_out, readers = splits.held_out, splits.train.first(READER_IMAGES)
+def probe_images(images: ImageSet) -> ImageSet:
+    """About `PROBE_IMAGES` of `images`, as many of each class as there are."""
+    each = max(1, PROBE_IMAGES // len(images.class_names))
+    chosen = [np.flatnonzero(images.labels == label)[:each] for label in range(len(images.class_names))]
+    return images.subset(np.sort(np.concatenate(chosen)))
+
+
+def _decoupled_figures(network: GatedNet, backbone: nn.Module, splits: Splits, keep: float) -> DecoupledFigures:
+    held_out, probed = splits.held_out, probe_images(splits.train)
     spec = held_out.spec
     path = PathEncoding.stacked([evidence.path for evidence in encode_set(network, held_out)])
-    fitted = PathEncoding.stacked([evidence.path for evidence in encode_set(network, readers)])
+    fitted = PathEncoding.stacked([evidence.path for evidence in encode_set(network, probed)])
     cost = cost_of(network, torch.zeros(1, spec.channels, spec.height, spec.width, device=device_of(network)))
     return DecoupledFigures(
         backbone_accuracy=accuracy(backbone, held_out),
@@ -220,8 +269,9 @@ def _decoupled_figures(network: GatedNet, backbone: nn.Module, splits: Splits) -
         macs_left=float(cost.of(path).mean() / cost.dense),
         path_length=sum(network.layers.values()),
         distinct_paths=distinct_paths(path),
+        keep_reached=abs(measure_gates(network, splits.validation).keep_ratio - keep) <= KEEP_TOLERANCE,
         images=len(held_out),
-        layers=tuple(layer_figures(fitted, readers.labels, path, held_out.labels)),
+        layers=tuple(layer_figures(fitted, probed.labels, path, held_out.labels)),
     )
 
 
@@ -254,13 +304,31 @@ def check_fits(bundle: Bundle, images: ImageSet) -> None:
 
 def _check_new(folder: Path) -> None:
     if (folder / MANIFEST).exists():
+        write_card(Bundle(folder))  # an interruption may have come between the bundle and its card
+        shutil.rmtree(folder / BACKBONE_CHECKPOINTS, ignore_errors=True)
         raise ArtifactError(f"expected a folder without a bundle, got {folder} with a finished one; give another --out")
+
+
+def _check_grows(bundle: Bundle, folder: Path) -> None:
+    """Refuse a folder that holds something else than the backbone of `bundle`."""
+    if not (folder / MANIFEST).exists():
+        return
+    there = Bundle(folder)
+    if there.manifest.gates is not None:
+        write_card(there)
+        shutil.rmtree(folder / NETWORK_CHECKPOINTS, ignore_errors=True)
+        raise ArtifactError(f"expected a folder without a decoupled network, got {folder} with one; give another --out")
+    if there.backbone_digest != bundle.backbone_digest:
+        raise ArtifactError(f"expected a new folder or that of the backbone, got {folder} with another backbone")
 
 
 def _check_enough(images: ImageSet, schedule: Schedule) -> None:
     schedule.check()
     if len(images) < schedule.batch:
         raise RequestError(f"expected at least one batch of {schedule.batch} training images, got {len(images)}")
+
+
+def _check_classes(images: ImageSet) -> None:
     counts = np.bincount(images.labels, minlength=len(images.class_names))
     empty = [name for name, count in zip(images.class_names, counts, strict=True) if count == 0]
     if empty:

@@ -20,10 +20,10 @@ from detector.losses import (
     LabelHeads,
     Objective,
     alignment,
-    copied_information,
     distillation,
     input_information,
     label_information,
+    redundancy,
     sparsity_counted,
     sparsity_share,
 )
@@ -129,7 +129,7 @@ def train_decoupled(
 
     def loss(images: Tensor, labels: Tensor, progress: float) -> Tensor:
         noise = max(0.0, 1.0 - progress / NOISE_ENDS) if objective.annealed else 1.0
-        target = 0.0 if objective.zero_target else keep + (1 - keep) * 0.5 * max(0.0, 1.0 - 2 * progress)
+        target = 0.0 if objective.zero_target else target_share(keep, progress)
         network.set_noise(noise)
         logits, readings = network.trace(images)
         total = (1 - objective.distillation) * F.cross_entropy(logits, labels)
@@ -141,8 +141,8 @@ def train_decoupled(
             total = total + objective.label_information * label_information(heads(readings), labels)
         if objective.input_information:
             total = total - objective.input_information * input_information(readings, max(noise, 0.25))
-        if objective.copied_information:
-            total = total + objective.copied_information * copied_information(readings, max(noise, 0.25))
+        if objective.redundancy:
+            total = total + objective.redundancy * redundancy(readings, max(noise, 0.25))
         if objective.alignment:
             total = total + objective.alignment * alignment(readings)
         if objective.sparsity:
@@ -160,6 +160,11 @@ def train_decoupled(
         trained, loss, splits, schedule, folder, identity, listen,
         lambda: asdict(measure_gates(network, splits.validation)), may_be_chosen,
     )  # fmt: skip
+
+
+def target_share(keep: float, progress: float) -> float:
+    """The share to keep open at `progress` in [0, 1]: half-way from `keep` to 1 at first, `keep` from 0.5 on."""
+    return keep + (1 - keep) * 0.5 * max(0.0, 1.0 - 2 * progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,11 +240,12 @@ def _train(
     steps = steps_an_epoch * schedule.epochs
     checkpoint = load_checkpoint(folder, run)
     finished, chosen = 0, None
+    figures: Figures = {}
     if checkpoint is not None:
         restore(checkpoint, trained, optimizer)
         finished, chosen = checkpoint.epoch, checkpoint.chosen
-        listen(Progress(finished, finished * steps_an_epoch, steps, math.nan, measure()))
-    figures: Figures = {}
+        figures = measure()
+        listen(Progress(finished, finished * steps_an_epoch, steps, math.nan, figures))
     for epoch in range(finished, schedule.epochs):
         # Every random draw of an epoch follows from the seed and the epoch, so that a resumed run repeats none.
         torch.manual_seed(schedule.seed * 10_007 + epoch)
@@ -256,14 +262,13 @@ def _train(
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=_has_fast_bf16(device)):
                 loss = loss_of(to_tensor(pixels, device), labels, step / steps)
             if not torch.isfinite(loss):
-                raise TrainingError(
-                    f"expected a finite loss, got {loss.item()} at step {step + 1} of {steps}; "
-                    f"the checkpoint of epoch {epoch} in {folder} is whole; try a smaller learning rate"
-                )
+                raise TrainingError(_diverged(f"loss, got {loss.item()} at step {step + 1} of {steps}", epoch, folder))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             listen(Progress(epoch, step + 1, steps, loss.item(), figures))
+        if not all(torch.isfinite(value).all() for value in trained.parameters()):
+            raise TrainingError(_diverged(f"weights, got others at the end of epoch {epoch + 1}", epoch, folder))
         figures = measure()
         reached = score((epoch + 1) / schedule.epochs, figures)
         if reached is not None and (chosen is None or reached >= chosen.score):
@@ -273,6 +278,11 @@ def _train(
     if chosen is not None:
         trained.load_state_dict(chosen.weights)
     trained.eval()
+
+
+def _diverged(what: str, epoch: int, folder: Path) -> str:
+    kept = f"the checkpoint of epoch {epoch} in {folder} is whole" if epoch else "no epoch was finished"
+    return f"expected a finite {what}; {kept}; try a smaller learning rate with another --out"
 
 
 def _augment(pixels: Pixels, schedule: Schedule, chooser: np.random.Generator) -> Pixels:

@@ -15,7 +15,9 @@ from service.errors import ConfigError
 
 PREFIX: Final = "PATHGUARD_"
 # Variables that are no settings of the server but may stand beside them: sources of models, threads of torch.
-ELSEWHERE: Final = (f"{PREFIX}BUNDLE", f"{PREFIX}MODELS", f"{PREFIX}THREADS", f"{PREFIX}TOKEN", f"{PREFIX}TARGET")
+ELSEWHERE: Final = tuple(
+    f"{PREFIX}{name}" for name in ("BUNDLE", "MODELS", "THREADS", "TRUST", "TOKEN", "TARGET", "DATA_DIR")
+)
 
 _SWITCH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 _WANTED = {bool: "1 or 0", int: "a whole number", float: "a number", str: "text"}

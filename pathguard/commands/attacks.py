@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pathguard.commands.options import BundleDir, DataDir, ImageSize, Json, Seed, splits_of
+from pathguard.commands.options import BundleDir, DataDir, ImageSize, Json, Seed, Trust, splits_of
 from pathguard.progress import attack_bar
 from pathguard.tables import Figure, show
 
@@ -28,6 +28,7 @@ def attack(
     seed: Seed = 0,
     data_dir: DataDir = None,
     image_size: ImageSize = None,
+    trust: Trust = None,
     json_: Json = False,
 ) -> None:
     """Attack the decoupled network on the fitting and test splits. Run again to go on after an interruption."""
@@ -36,7 +37,7 @@ def attack(
     from detector.bundle import Bundle
 
     chosen = recipes_named(recipes)
-    opened = Bundle(bundle)
+    opened = Bundle(bundle, trust)
     splits = splits_of(opened.manifest.network.data, data_dir, image_size)
     with attack_bar("attack") as listen:
         rows = make_attacks(opened, splits, chosen, out, limit, seed, shard_images, listen)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pathguard.commands.options import AttackDir, BundleDir, DataDir, ImageSize, Json, Rate, Seed, splits_of
+from pathguard.commands.options import AttackDir, BundleDir, DataDir, ImageSize, Json, Rate, Seed, Trust, splits_of
 from pathguard.tables import show
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ def fit(
     seed: Seed = 0,
     data_dir: DataDir = None,
     image_size: ImageSize = None,
+    trust: Trust = None,
     json_: Json = False,
 ) -> None:
     """Fit and calibrate the detector on clean and attacked paths: the third stage."""
@@ -28,7 +29,7 @@ def fit(
     from attacks.store import AttackStore
     from detector.bundle import Bundle
 
-    opened = Bundle(bundle)
+    opened = Bundle(bundle, trust)
     splits = splits_of(opened.manifest.network.data, data_dir, image_size)
     grown = make_detector(opened, splits, AttackStore(attacks), features, max_false_alarm_rate, seed)
     made = grown.manifest.training["detector"]
@@ -43,6 +44,7 @@ def evaluate(
     seed: Seed = 0,
     data_dir: DataDir = None,
     image_size: ImageSize = None,
+    trust: Trust = None,
     json_: Json = False,
 ) -> None:
     """Judge the detector on images that no step has seen."""
@@ -50,7 +52,7 @@ def evaluate(
     from attacks.store import AttackStore
     from detector.bundle import Bundle
 
-    opened, store = Bundle(bundle), AttackStore(attacks)
+    opened, store = Bundle(bundle, trust), AttackStore(attacks)
     splits = splits_of(opened.manifest.network.data, data_dir, image_size)
     judged = [judge_detector(opened, splits, store, max_false_alarm_rate, seed)]
     if each_feature:

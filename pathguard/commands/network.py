@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pathguard.commands.options import Data, DataDir, ImageSize, Json, Seed, splits_of
+from pathguard.commands.options import Data, DataDir, ImageSize, Json, Seed, Trust, splits_of
 from pathguard.progress import training_bar
 from pathguard.tables import row_of, show
 
@@ -62,6 +62,9 @@ def decouple(
         str | None, typer.Option(help="Mean of the pixels in [0, 1] that --weights were trained with: 0.5,0.5,0.5.")
     ] = None,
     pixel_std: Annotated[str | None, typer.Option(help="Standard deviation of those pixels.")] = None,
+    resize: Annotated[
+        bool, typer.Option(help="With --weights: let the served network take images of any size.")
+    ] = False,
     gate: Annotated[
         str, typer.Option(help="Gate only convolutions with such names, by commas, with * and ?; else all that can be.")
     ] = "",
@@ -77,19 +80,22 @@ def decouple(
     ] = None,
     data_dir: DataDir = None,
     image_size: ImageSize = None,
-    trust: Annotated[
-        str | None, typer.Option(help="package.module:function that built the backbone and whose code may run.")
-    ] = None,
+    trust: Trust = None,
     json_: Json = False,
 ) -> None:
     """Put gates into a backbone and train them: the second stage. Run again to go on after an interruption."""
     from detector.bundle import Bundle
+    from detector.networks import NETWORKS
     from detector.schedule import Schedule
     from detector.stages import make_decoupled
 
     if weights is not None:
-        opened = _brought(network, weights, data, data_dir, image_size, out, pixel_mean, pixel_std)
+        opened = _brought(network, weights, data, data_dir, image_size, out, pixel_mean, pixel_std, resize)
     else:
+        if ":" in network or (network in NETWORKS and not Path(network).exists()):
+            raise typer.BadParameter(f"expected --weights beside the network {network}, or the folder of a backbone")
+        if pixel_mean is not None or pixel_std is not None:
+            raise typer.BadParameter("expected --weights beside --pixel-mean and --pixel-std, got none")
         opened = Bundle(Path(network), trust)
     splits = splits_of(data or opened.manifest.network.data, data_dir, image_size)
     splits = replace(splits, train=splits.train.first(limit))
@@ -103,22 +109,29 @@ def decouple(
 
 def _brought(
     network: str, weights: Path, data: str | None, data_dir: Path | None, image_size: int | None, out: Path | None,
-    pixel_mean: str | None, pixel_std: str | None,
+    pixel_mean: str | None, pixel_std: str | None, resize: bool,
 ) -> "Bundle":  # fmt: skip
     """The backbone of `weights` as a bundle in `out`, which an interrupted run may have begun already."""
     from detector.bundle import MANIFEST, Bundle
-    from detector.stages import bring_backbone
+    from detector.stages import import_backbone, weights_facts
 
     if data is None or out is None:
         raise typer.BadParameter("expected --data and --out beside --weights")
     if (pixel_mean is None) != (pixel_std is None):
         raise typer.BadParameter("expected both --pixel-mean and --pixel-std, or neither")
-    trusted = network if ":" in network else None
-    if (out / MANIFEST).exists():
-        return Bundle(out, trusted)
-    splits = splits_of(data, data_dir, image_size)
     mean, std = (_numbers(text) if text is not None else None for text in (pixel_mean, pixel_std))
-    bundle, _ = bring_backbone(network, weights, splits, out, mean, std, command=_command())
+    if (out / MANIFEST).exists():
+        begun = Bundle(out, network if ":" in network else None)
+        wanted = {"network": network, **weights_facts(weights, mean, std)}
+        found = {"network": begun.manifest.network.name, **begun.manifest.training["backbone"]}
+        for name, value in wanted.items():
+            if found.get(name) != value:
+                raise typer.BadParameter(
+                    f"expected {out} to be new or begun with {name} {value}, got {found.get(name)}; give another --out"
+                )
+        return begun
+    splits = splits_of(data, data_dir, image_size)
+    bundle, _ = import_backbone(network, weights, splits, out, mean, std, resize, _command())
     return bundle
 
 
@@ -140,6 +153,12 @@ def _show_decoupled(bundle: "Bundle", figures: "DecoupledFigures", json_: bool) 
         [row_of(layer) for layer in figures.layers],
     )
     show(f"decoupled network in {bundle.folder}", [row])
+    if not figures.keep_reached:
+        asked = bundle.manifest.gates.keep if bundle.manifest.gates else float("nan")
+        print(
+            f"note: the share of open filters missed the {asked:g} that was asked for; the last epoch was kept. More "
+            "epochs or another objective may reach it.", file=sys.stderr,
+        )  # fmt: skip
 
 
 def _command() -> str:

@@ -21,6 +21,13 @@ BundleDir = Annotated[Path, typer.Option("--bundle", help="Folder of the bundle.
 AttackDir = Annotated[Path, typer.Option("--attacks", help="Folder that `pathguard attack` wrote.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything that is random.", min=0)]
 Rate = Annotated[float, typer.Option(help="Share of clean images that may be flagged, in (0, 1).")]
+Trust = Annotated[
+    str | None,
+    typer.Option(
+        help="package.module:function that builds the bundle's network and whose code may run.",
+        envvar="PATHGUARD_TRUST",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Target = Annotated[str, typer.Option(help="Address of the server, HOST:PORT.", envvar="PATHGUARD_TARGET")]
 Token = Annotated[str | None, typer.Option(help="Sent with every call.", envvar="PATHGUARD_TOKEN", show_envvar=True)]

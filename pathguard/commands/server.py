@@ -4,6 +4,7 @@ import inspect
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,6 +44,10 @@ def serve(
         int | None,
         typer.Option(help=f"Threads of the model (default: all cores; {PREFIX}THREADS).", min=1),
     ] = None,
+    trust: Annotated[
+        str | None,
+        typer.Option(help=f"package.module:function whose code may run to build a network ({PREFIX}TRUST)."),
+    ] = None,
     **given: Any,
 ) -> None:
     """Serve bundles over gRPC until SIGTERM or Ctrl-C. Every setting is also a variable, told beside it.
@@ -71,7 +76,8 @@ def serve(
         names = ", ".join(model.name for model in repository.scan())
         print(f"serving {names} on {config.host}:{port}", flush=True)
 
-    run(ModelSource(repository, _load), config, on_ready=ready)
+    load = partial(_load, trust or os.environ.get(f"{PREFIX}TRUST"))
+    run(ModelSource(repository, load), config, on_ready=ready)
 
 
 def upgrade(
@@ -88,11 +94,11 @@ def upgrade(
     show("bundles", rows, json_)
 
 
-def _load(found: "FoundVersion", name: str) -> "Model":
+def _load(trusted: str | None, found: "FoundVersion", name: str) -> "Model":
     from detector.bundle import Bundle
     from detector.scoring import Detector
 
-    return Detector(Bundle(found.folder), name)
+    return Detector(Bundle(found.folder, trusted), name)
 
 
 def _set_threads(threads: int | None) -> None:

@@ -3,7 +3,7 @@ import torch
 
 from benchmarks.published import MEAN, STD, load_published
 from detector.errors import ArtifactError
-from detector.networks import ResNet
+from detector.resnet import SmallResNet
 
 
 def save_as_published(file, network):
@@ -17,7 +17,7 @@ def save_as_published(file, network):
 
 @pytest.mark.parametrize("depth", [8, 20])
 def test_a_published_file_gives_the_logits_of_the_network_that_it_was_saved_from(tmp_path, depth):
-    network = ResNet(depth, 3, 10).eval()
+    network = SmallResNet(depth, 3, 10).eval()
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_()

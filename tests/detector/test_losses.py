@@ -9,11 +9,11 @@ from detector.losses import (
     OBJECTIVES,
     LabelHeads,
     alignment,
-    copied_information,
     distillation,
     input_information,
     label_information,
     objective_named,
+    redundancy,
     sparsity_counted,
     sparsity_share,
 )
@@ -55,12 +55,12 @@ def test_copies_and_opposites_share_all_their_information_and_strangers_none():
     four_images = [[50.0, 50.0], [50.0, -50.0], [-50.0, 50.0], [-50.0, -50.0]]
     strangers = {"a": reading([[1.0, 1.0], [1.0, 0.0], [0.0, 1.0], [0.0, 0.0]], four_images)}
 
-    assert copied_information(copies).item() == pytest.approx(math.log(2), abs=1e-4)
-    assert copied_information(opposites).item() == pytest.approx(math.log(2), abs=1e-4)
-    assert copied_information(strangers).item() == pytest.approx(0.0, abs=1e-4)
+    assert redundancy(copies).item() == pytest.approx(math.log(2), abs=1e-4)
+    assert redundancy(opposites).item() == pytest.approx(math.log(2), abs=1e-4)
+    assert redundancy(strangers).item() == pytest.approx(0.0, abs=1e-4)
 
 
-def test_copied_information_equals_a_value_computed_by_hand():
+def test_redundancy_equals_a_value_computed_by_hand():
     # Two equally likely images; firing probabilities 0.841345 and 0.5, 0.5 and 0.158655.
     readings = {"a": reading([[1.0, 0.0], [0.0, 0.0]], [[1.0, 0.0], [0.0, -1.0]])}
     p = ((0.841345, 0.5), (0.5, 0.158655))
@@ -71,11 +71,11 @@ def test_copied_information_equals_a_value_computed_by_hand():
             given = [[q if open_ else 1 - q for q, open_ in zip(image, (a, b), strict=True)] for image in p]
             both = sum(x * y for x, y in given) / 2
             by_hand += both * math.log(both / (sum(x for x, _ in given) / 2 * sum(y for _, y in given) / 2))
-    assert copied_information(readings).item() == pytest.approx(by_hand, abs=1e-5)
+    assert redundancy(readings).item() == pytest.approx(by_hand, abs=1e-5)
 
 
 def test_a_layer_of_one_filter_copies_nothing():
-    assert copied_information({"a": reading([[1.0], [0.0]])}).item() == 0.0
+    assert redundancy({"a": reading([[1.0], [0.0]])}).item() == 0.0
 
 
 def test_sparsity_counts_filters_by_layer_or_shares_over_all():

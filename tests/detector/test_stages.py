@@ -9,7 +9,7 @@ from detector.bundle import Bundle
 from detector.errors import ArtifactError, DataError, RequestError, TrainingError
 from detector.model_card import JSON, MARKDOWN
 from detector.schedule import Schedule
-from detector.stages import bring_backbone, make_backbone, make_decoupled
+from detector.stages import import_backbone, make_backbone, make_decoupled
 
 SCHEDULE = Schedule(epochs=2, batch=64, learning_rate=0.05, flip=False)
 
@@ -110,13 +110,13 @@ def test_a_backbone_trained_elsewhere_is_brought_and_decoupled(digits, tmp_path)
     trained, figures = make_backbone("resnet8", digits, SCHEDULE, tmp_path / "trained", ignore)
     weights = next((tmp_path / "trained").glob("backbone-*.safetensors"))
 
-    bundle, brought = bring_backbone("resnet8", weights, digits, tmp_path / "brought")
+    bundle, brought = import_backbone("resnet8", weights, digits, tmp_path / "brought")
 
     assert brought == figures
     assert bundle.manifest.parts == trained.manifest.parts
     make_decoupled(bundle, digits, 0.7, "pathguard", SCHEDULE, tmp_path / "brought", ignore)
     with pytest.raises(ArtifactError, match="got .* with a finished one; give another --out"):
-        bring_backbone("resnet8", weights, digits, tmp_path / "brought")
+        import_backbone("resnet8", weights, digits, tmp_path / "brought")
 
 
 def test_only_named_convolutions_are_gated_also_when_the_bundle_is_opened_again(digits, tmp_path):
