@@ -90,18 +90,18 @@ def torch_features(name: str) -> Features:
     return TORCH_FEATURES[name]
 
 
-def surrogate_of(classifier: FalseAlarmClassifier, rows: Floats, seed: int = 0) -> Surrogate:
+def surrogate_of(classifier: FalseAlarmClassifier, rows: Callable[[], Floats], seed: int = 0) -> Surrogate:
     """The classifier's score with a gradient.
 
     Args:
         classifier: fitted.
-        rows: features to imitate it on where it cannot be translated, `(images, features)`: of clean images and of
-            images as an attack meets them on its way.
+        rows: asked only where it cannot be translated, for features to imitate it on, `(images, features)`: of clean
+            images and of images as an attack meets them on its way.
         seed: of the imitation.
     """
     folded = _folded(classifier.estimator_)
     if folded is None:
-        return imitate(compile_score(classifier), rows, seed)
+        return imitate(compile_score(classifier), rows(), seed)
     weights, offset = folded
     return Surrogate(lambda rows: rows.double() @ weights.to(rows.device) + offset, True, 1.0, 0)
 

@@ -69,7 +69,7 @@ def test_features_without_a_twin_are_refused():
 def test_a_logistic_regression_is_translated_exactly(rows, estimator):
     classifier = fitted(estimator, rows * 3 + 5)
 
-    surrogate = surrogate_of(classifier, rows)
+    surrogate = surrogate_of(classifier, lambda: rows)
 
     assert surrogate.exact
     assert surrogate.spearman == 1.0
@@ -82,14 +82,14 @@ def test_a_logistic_regression_is_translated_exactly(rows, estimator):
 def test_a_forest_is_imitated_and_the_imitation_is_judged_on_rows_it_did_not_see(rows):
     classifier = fitted(RandomForestClassifier(50, random_state=0), rows)
 
-    surrogate = surrogate_of(classifier, rows, seed=3)
+    surrogate = surrogate_of(classifier, lambda: rows, seed=3)
 
     assert not surrogate.exact
     assert surrogate.held_out == 120
     assert surrogate.spearman > 0.7
     points = torch.from_numpy(rows[:5]).requires_grad_(True)
     assert (torch.autograd.grad(surrogate.score(points).sum(), points)[0] != 0).any()
-    again = surrogate_of(classifier, rows, seed=3)
+    again = surrogate_of(classifier, lambda: rows, seed=3)
     assert torch.equal(again.score(points.detach()), surrogate.score(points.detach()))
 
 
