@@ -1,6 +1,7 @@
 """`pathguard attack` and `pathguard report`: attacked images on disk, and what became of them."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
@@ -41,7 +42,11 @@ def attack(
     splits = splits_of(opened.manifest.network.data, data_dir, image_size)
     with attack_bar("attack") as listen:
         rows = make_attacks(opened, splits, chosen, out, limit, seed, shard_images, listen)
-    show("attacks on the test split (norms: medians over the images that fooled)", [asdict(row) for row in rows], json_)
+    if json_:
+        show("", [asdict(row) for row in rows], as_json=True)
+        return
+    _print_split("test", rows)
+    print(f"`pathguard report {out}` draws them")
 
 
 def report(
@@ -65,11 +70,15 @@ def report(
         show("", rows, as_json=True)
         return
     for split, summaries in made.summaries.items():
-        goals_differ = any(one.figures.reached != one.figures.fooled for one in summaries)
-        rows = [_row_for_a_person(one.figures, goals_differ) for one in summaries]
-        show(f"split {split}: medians over what fooled (L-inf in levels of 255), passes per image", rows)
+        _print_split(split, [one.figures for one in summaries])
     print(f"page: {made.page}")
     print(f"and {len(made.pictures)} pictures beside it: {', '.join(picture.name for picture in made.pictures)}")
+
+
+def _print_split(split: str, figures: "Sequence[AttackFigures]") -> None:
+    goals_differ = any(one.reached != one.fooled for one in figures)
+    rows = [_row_for_a_person(one, goals_differ) for one in figures]
+    show(f"split {split}: medians over what fooled (L-inf in levels of 255), passes per image", rows)
 
 
 def _row_for_a_person(figures: "AttackFigures", goals_differ: bool) -> dict[str, object]:
