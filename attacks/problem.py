@@ -1,5 +1,7 @@
 """What an attack is given: a network that counts its work, images, and what counts as success."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -36,6 +38,7 @@ class Victim:
         self.network = network
         self.forwards: npt.NDArray[np.int64] = np.zeros(images, np.int64)
         self.gradients: npt.NDArray[np.int64] = np.zeros(images, np.int64)
+        self._only: npt.NDArray[np.int64] | None = None
 
     def __call__(self, points: Tensor, rows: Tensor) -> Tensor:
         """Logits of `points`, of which the i-th is a version of the image at `rows[i]`; a row may occur repeatedly."""
@@ -49,8 +52,23 @@ class Victim:
         if not (points.requires_grad and torch.is_grad_enabled()):
             return points
         seen = points.view_as(points)
-        seen.register_hook(lambda _: np.add.at(self.gradients, where, 1))
+        seen.register_hook(lambda _: np.add.at(self.gradients, self._among_counted(where), 1))
         return seen
+
+    @contextmanager
+    def only(self, rows: Tensor) -> Iterator[None]:
+        """Within it, backward passes count for the images at `rows` alone: the others' part of the loss is left out.
+
+        An image that has just been fooled would otherwise cost a pass more or less with its neighbours' fortune.
+        """
+        self._only = rows.cpu().numpy()
+        try:
+            yield
+        finally:
+            self._only = None
+
+    def _among_counted(self, where: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return where if self._only is None else where[np.isin(where, self._only)]
 
 
 @dataclass(frozen=True, slots=True)

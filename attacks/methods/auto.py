@@ -84,12 +84,14 @@ class AutoPGD:
         for index in range(self.steps + 1):
             asked = point.detach().requires_grad_(index < self.steps)
             logits = problem.network(asked, rows)
-            value = loss(logits, rows)
-            if index < self.steps:
-                (gradient,) = torch.autograd.grad(value.sum(), [asked])
-            value = value.detach()
             won = problem.is_goal(logits, rows)
             won[won.clone()] = problem.reached(point[won], rows[won])
+            stay = ~won
+            value = loss(logits, rows)
+            if index < self.steps and stay.any():
+                with problem.network.only(rows[stay]):
+                    (gradient,) = torch.autograd.grad(value[stay].sum(), [asked])
+            value = value.detach()
             better = (value > best_value) | won
             best, best_gradient = _where(better, point, best), _where(better, gradient, best_gradient)
             best_value = torch.maximum(value, best_value)
@@ -107,7 +109,6 @@ class AutoPGD:
                 improved = torch.zeros_like(improved)
                 window = max(window - shrink, least)
                 next_check = index + window
-            stay = ~won
             if not stay.any():
                 return rows[stay]
             if won.any():

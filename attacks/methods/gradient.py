@@ -61,9 +61,9 @@ class Ascent:
                 staying = ~problem.is_goal(logits, rows) if self.stop else torch.ones_like(rows, dtype=torch.bool)
                 if index == self.steps or not staying.any():
                     break
-            gradient = _slope(problem, logits, asked, rows)
+            gradient = _slope(problem, logits, asked, rows, staying)
             with torch.no_grad():
-                rows, points, gradient = rows[staying], points[staying], gradient[staying]
+                rows, points = rows[staying], points[staying]
                 if self.momentum is not None:
                     size = gradient.abs().mean(dim=(1, 2, 3), keepdim=True).clamp_min(1e-30)
                     velocity[rows] = gradient = self.momentum * velocity[rows] + gradient / size
@@ -72,14 +72,13 @@ class Ascent:
         return result
 
 
-def _slope(problem: Problem, logits: Tensor, asked: Tensor, rows: Tensor) -> Tensor:
-    """Where the loss grows: that of the right label, or, with targets, less of the target's."""
-    if problem.targets is None:
-        loss = F.cross_entropy(logits, problem.labels[rows], reduction="sum")
-    else:
-        loss = -F.cross_entropy(logits, problem.targets[rows], reduction="sum")
-    (gradient,) = torch.autograd.grad(loss, [asked])
-    return gradient
+def _slope(problem: Problem, logits: Tensor, asked: Tensor, rows: Tensor, staying: Tensor) -> Tensor:
+    """Where the loss grows, for those that stay: that of the right label, or, with targets, less of the target's."""
+    sign, labels = (1, problem.labels) if problem.targets is None else (-1, problem.targets)
+    loss = sign * F.cross_entropy(logits[staying], labels[rows[staying]], reduction="sum")
+    with problem.network.only(rows[staying]):
+        (gradient,) = torch.autograd.grad(loss, [asked])
+    return gradient[staying]
 
 
 def steepest(gradient: Tensor, norm: str) -> Tensor:

@@ -26,15 +26,14 @@ import numpy as np
 import torch
 import torchattacks
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from attacks.draws import Draws
 from attacks.methods.gradient import project
 from attacks.methods.minimum_norm import overshoot
-from attacks.problem import Problem
+from attacks.problem import Problem, rounded
 from detector.errors import RequestError
 
-TOGETHER = 16  # images that HopSkipJump walks at once: its random directions are held for all of them
+BATCH = 500  # random directions about which HopSkipJump asks at once
 
 
 class Seen(nn.Module):
@@ -53,7 +52,7 @@ class Seen(nn.Module):
         """Images in [0, 1] -> logits."""
         rows = self._rows if len(points) == len(self._rows) else self._rows[:1].expand(len(points))
         assert len(points) == len(self._rows) or len(self._rows) == 1, (len(points), len(self._rows))
-        return self._problem.network(points.to(self._problem.images.dtype), rows)
+        return self._problem.network(points.to(self._problem.images.dtype), rows).to(points.dtype)
 
 
 class OneByOne:
@@ -128,9 +127,11 @@ class DDN:
 
 
 class HopSkipJump:
-    """foolbox's HopSkipJump (Chen et al., 2020), which sees labels only; untargeted.
+    """foolbox's HopSkipJump (Chen et al., 2020), which sees labels only; untargeted; one image at a time.
 
-    The library finds starting points with random numbers that depend on the batch, so they are found here.
+    The library looks for starting points with random numbers that depend on the batch, searches the boundary until the
+    last image is done, and asks the network for one random direction at a time: the starts are found here, and all
+    directions of an image are asked about together.
     """
 
     def __init__(self, steps: int = 20, trials: int = 100) -> None:
@@ -147,69 +148,54 @@ class HopSkipJump:
         """The attacked images in [0, 1]; one without a starting point comes back as it is."""
         if problem.targets is not None:
             raise RequestError("expected no target for HopSkipJump, got one")
-        foolbox = import_foolbox()
-        attack = foolbox.attacks.HopSkipJumpAttack(steps=self.steps)
         result = problem.images.clone()
-        for part in problem.all_rows().split(TOGETHER):
-            rows, starts = self._starts(problem, part)
-            if len(rows) == 0:
+        for row in problem.all_rows().split(1):
+            start = self._start(problem, row)
+            if start is None:
                 continue
-            with RowByRow(problem.draws, rows):
-                result[rows] = attack.run(
-                    _model(problem, rows), problem.images[rows], _criterion(problem, rows), starting_points=starts
-                ).detach()
+            attack = import_foolbox().attacks.HopSkipJumpAttack(steps=self.steps)
+            # Shadows the method: the same estimate, from one question instead of one for each direction.
+            attack.approximate_gradients = _DirectionAtBoundary(problem, row)
+            with seeded(problem.draws, int(row)):
+                found = attack.run(
+                    _model(problem, row), problem.images[row], _criterion(problem, row), starting_points=start
+                )
+            result[row] = found.detach()
         return overshoot(problem, result)
 
-    def _starts(self, problem: Problem, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The rows for which a random image was found that the network gets wrong, and these images."""
-        found, starts, waiting = [], [], rows
-        shape = problem.images.shape[1:]
+    def _start(self, problem: Problem, row: Tensor) -> Tensor | None:
+        """A random image that reaches the goal also when rounded; None if none was found."""
         for _ in range(self.trials):
-            noise = problem.draws.uniform(waiting, *shape)
+            noise = problem.draws.uniform(row, *problem.images.shape[1:])
             # From near the image to pure noise: networks that give all noise one label are wrong somewhere between.
-            noise = torch.lerp(problem.images[waiting], noise, problem.draws.uniform(waiting, 1, 1, 1).sqrt())
-            won = problem.reached(noise, waiting)
-            found.append(waiting[won])
-            starts.append(noise[won])
-            waiting = waiting[~won]
-            if len(waiting) == 0:
-                break
-        return torch.cat(found), torch.cat(starts)
+            noise = torch.lerp(problem.images[row], noise, problem.draws.uniform(row, 1, 1, 1).sqrt())
+            if problem.reached(noise, row).all():
+                return rounded(noise)
+        return None
 
 
-class RowByRow(TorchFunctionMode):
-    """Within it, `torch.rand` and `torch.randn` of images draw each image's part from that image's own generator.
+class _DirectionAtBoundary:
+    """HopSkipJump's estimate of the boundary's normal: the mean of random directions, signed by what they lead to."""
 
-    The axis of the images is the fourth from the end, so that `(batch, c, h, w)` and `(draws, batch, c, h, w)` are
-    told apart; anything else random is refused, as it would make results depend on the batch.
-    """
+    def __init__(self, problem: Problem, row: Tensor) -> None:
+        self._problem = problem
+        self._row = row
 
-    def __init__(self, draws: Draws, rows: Tensor) -> None:
-        """For a library at work on the images at `rows`."""
-        super().__init__()
-        self._draws = draws
-        self._rows = rows
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        """Replace the two functions, refuse others that draw, and leave everything else as it is."""
-        kwargs = kwargs or {}
-        if func in (torch.rand, torch.randn):
-            given = kwargs.get("size", args[0] if len(args) == 1 and not isinstance(args[0], int) else args)
-            *outer, images, channels, height, width = tuple(given)
-            assert images == len(self._rows), f"expected random numbers for {len(self._rows)} images, got {given}"
-            draw = self._draws.uniform if func is torch.rand else self._draws.normal
-            return draw(self._rows, *outer, channels, height, width).movedim(0, len(outer))
-        if func in _OTHER_DRAWS:
-            raise NotImplementedError(f"expected random numbers by torch.rand or torch.randn, got {func}")
-        return func(*args, **kwargs)
-
-
-_OTHER_DRAWS = frozenset({
-    torch.randint, torch.randperm, torch.rand_like, torch.randn_like, torch.randint_like, torch.bernoulli,
-    torch.multinomial, torch.normal, Tensor.uniform_, Tensor.normal_, Tensor.random_, Tensor.bernoulli_,
-})  # fmt: skip
+    def __call__(self, _is_adversarial: Any, points: Any, steps: int, delta: Any) -> Any:
+        point, length = points.raw, delta.raw
+        noise = torch.randn(steps, *point.shape[1:], dtype=point.dtype, device=point.device)
+        noise /= noise.flatten(1).norm(dim=1)[:, None, None, None] + 1e-12
+        asked = (point + length * noise).clamp(0, 1)
+        rows = self._row.expand(steps)
+        with torch.no_grad():
+            parts = zip(asked.split(BATCH), rows.split(BATCH), strict=True)
+            won = torch.cat([self._problem.is_goal(self._problem.network(part, part_rows), part_rows)
+                             for part, part_rows in parts])  # fmt: skip
+        signs = torch.where(won, 1.0, -1.0).to(point.dtype)
+        if signs.mean().abs() < 1:
+            signs = signs - signs.mean()
+        direction = (signs[:, None, None, None] * (asked - point)).mean(dim=0, keepdim=True)
+        return type(points)(direction / (direction.norm() + 1e-12))
 
 
 @contextmanager

@@ -108,8 +108,10 @@ def _to_plane(start: Tensor, normal: Tensor, beyond: Tensor) -> Tensor:
 
     The steepest values go first, each as far as it can or is needed: all at once, by a running sum.
     """
-    origin, steep = start.flatten(1), normal.flatten(1)
-    needed = (steep * (beyond.flatten(1) - origin)).sum(dim=1, keepdim=True).clamp_min(0) * (1 + 1e-3) + 1e-6
+    origin, steep, way = start.flatten(1), normal.flatten(1), (beyond - start).flatten(1)
+    ahead = (steep * way).sum(dim=1, keepdim=True)
+    steep = torch.where(ahead > 0, steep, way)  # a bent boundary can turn its back: then along the way itself
+    needed = torch.where(ahead > 0, ahead, (way * way).sum(dim=1, keepdim=True)) * (1 + 1e-3) + 1e-6
     room = torch.where(steep > 0, 1 - origin, origin)
     order = steep.abs().argsort(dim=1, descending=True, stable=True)
     gain = (steep.abs() * room).gather(1, order)
@@ -145,9 +147,10 @@ class SaliencyMap:
             stay = ~problem.is_goal(logits, rows)
             if step == max(int(self.share * values / 2), 1) or not stay.any():
                 break
-            wanted = logits.gather(1, problem.targets[rows, None]).sum()
-            (towards,) = torch.autograd.grad(wanted, [asked], retain_graph=True)
-            (overall,) = torch.autograd.grad(logits.sum(), [asked])
+            wanted = logits.gather(1, problem.targets[rows, None])[stay].sum()
+            with problem.network.only(rows[stay]):
+                (towards,) = torch.autograd.grad(wanted, [asked], retain_graph=True)
+                (overall,) = torch.autograd.grad(logits[stay].sum(), [asked])
             sign = 1.0 if self.up else -1.0
             towards, away = sign * towards[stay].flatten(1), sign * (overall - towards)[stay].flatten(1)
             rows = rows[stay]
