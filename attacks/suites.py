@@ -88,14 +88,14 @@ def recipe_named(name: str) -> Recipe:
         return RECIPES[name]
     # These are made from the recipes here, and some take a second to import.
     from attacks.adaptive.suite import ADAPTIVE, ADAPTIVE_DEEP
-    from attacks.negatives import CORRUPTED
-    from attacks.noise import MatchedNoise
+    from attacks.negatives import CORRUPTED, noise_like
 
     others = {recipe.name: recipe for recipe in (*ADAPTIVE, *ADAPTIVE_DEEP, *CORRUPTED)}
     if name in others:
         return others[name]
-    if name.startswith(NOISE) and (name.removeprefix(NOISE) in RECIPES):
-        return Recipe(name, None, None, MatchedNoise, matches=name.removeprefix(NOISE))
+    matched = name.removeprefix(NOISE)
+    if matched != name and (matched in RECIPES or matched in others):
+        return noise_like(recipe_named(matched))
     near = get_close_matches(name, [*SUITES, *RECIPES, *others], n=3)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     raise RequestError(

@@ -10,6 +10,7 @@ from attacks.negatives import CORRUPTED, noise_like
 from attacks.recipes import RECIPES
 from attacks.stages import make_attacks
 from attacks.store import AttackStore
+from attacks.suites import recipes_named
 from detector.batches import to_pixels
 from detector.errors import DataError, RequestError
 from detector.networks import build_network
@@ -60,6 +61,15 @@ def test_noise_in_the_store_is_as_long_as_the_attack_it_matches(decoupled_bundle
         assert np.array_equal(attacked.ids, noise.ids)
         assert np.allclose(noise.crafted.l2, attacked.crafted.l2, rtol=0.03)
         assert not np.array_equal(attacked.crafted.pixels, noise.crafted.pixels)
+
+
+@pytest.mark.parametrize(("name", "images"), [("autoattack", 200), ("adaptive-hopskipjump", 50), ("pgd", None)])
+def test_noise_runs_on_as_many_images_as_the_attack_it_matches(name, images):
+    (noise,) = recipes_named(f"noise-{name}")
+
+    assert (noise.matches, noise.images) == (name, images)
+    assert not noise.is_attack
+    assert not noise.knows_detector
 
 
 def test_noise_without_the_attack_it_matches_is_refused(decoupled_bundle, digits, tmp_path):
