@@ -50,7 +50,7 @@ thead th { vertical-align: bottom; }
 .recipes { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr)); gap: 1rem; }
 article { border: 1px solid #d5d9de; border-radius: .4rem; padding: .75rem; }
 svg { width: 100%; height: auto; display: block; } svg text { font: 11px system-ui, sans-serif; fill: #1f2328; }
-.examples { display: flex; flex-wrap: wrap; gap: .6rem; } figure { margin: 0; width: 100%; max-width: 20rem; }
+.examples { display: flex; flex-wrap: wrap; gap: .6rem; } figure { margin: 0; width: 100%; max-width: 24rem; }
 .triple { display: grid; grid-template-columns: repeat(3, 1fr); gap: 4px; }
 .triple img { width: 100%; aspect-ratio: 1; image-rendering: pixelated; }
 figcaption { font-size: .85rem; color: #4a5058; } details { margin-top: .5rem; }
@@ -95,8 +95,10 @@ def make_report(store: AttackStore, out: Path) -> Report:
             success, distance, contact = (out / f"{kind}-{split}.png" for kind in ("success", "distance", "contact"))
             title = f"{store.origin.data}, split {split}"
             draw_success(success, f"{title}: success of each recipe", of_split)
-            draw_distances(distance, f"{title}: images fooled by no more than a distance", of_split)
-            pictures += [success, distance]
+            pictures.append(success)
+            if any(summary.is_attack for summary in of_split):
+                draw_distances(distance, f"{title}: images fooled by no more than a distance", of_split)
+                pictures.append(distance)
             if any(summary.examples for summary in of_split):
                 draw_contact_sheet(contact, f"{title}: images", of_split)
                 pictures.append(contact)
@@ -170,11 +172,14 @@ def _section(split: str, summaries: Sequence[AttackSummary], picture: Path) -> I
         f'<img alt="Share of images that fooled the network: {escape(said)}" src="{_data_uri(picture.read_bytes())}">'
         "</figure></details>"
     )
+    charted = [summary for summary in summaries if summary.is_attack]
+    for norm in dict.fromkeys(summary.curve.norm for summary in charted):
+        yield _backdrop(split, [summary for summary in charted if summary.curve.norm == norm])
     yield "<p>Each chart: how many of the images were fooled by a change of at most that size, in the recipe's norm. "
     yield "Dotted: the budget. Dots: the same attack at each of its budgets. Grey: the other recipes of that norm.</p>"
     yield '<div class="recipes">'
     for summary in summaries:
-        yield from _article(split, summary, [other for other in summaries if other.curve.norm == summary.curve.norm])
+        yield from _article(split, summary, [other for other in charted if other.curve.norm == summary.curve.norm])
     yield "</div></section>"
 
 
@@ -208,7 +213,8 @@ def _article(split: str, summary: AttackSummary, alike: Sequence[AttackSummary])
     anchor = _anchor(split, figures.recipe)
     yield f'<article aria-labelledby="{anchor}"><h3 id="{anchor}">{escape(figures.recipe)}</h3>'
     yield f"<p>{figures.fooled:.1%} of {figures.images} images fooled.</p>"
-    yield _chart(summary, alike)
+    if summary.is_attack:
+        yield _chart(split, summary, alike)
     if summary.examples:
         yield '<div class="examples">'
         yield from (_example(figures.recipe, example) for example in summary.examples)
@@ -230,16 +236,27 @@ def _example(recipe: str, example: Example) -> str:
     return f'<figure><div class="triple">{images}</div><figcaption>{escape(caption)}</figcaption></figure>'
 
 
-def _chart(summary: AttackSummary, alike: Sequence[AttackSummary]) -> str:
+_LEFT, _TOP, _WIDTH, _HEIGHT = 38, 8, 270, 120
+
+
+def _line(summary: AttackSummary, right: float, colour: str, thickness: float) -> str:
+    points = zip(*stairs(summary, right), strict=True)
+    places = " ".join(f"{_LEFT + _WIDTH * x / right:.1f},{_TOP + _HEIGHT * (1 - y):.1f}" for x, y in points)
+    return f'<polyline points="{places}" fill="none" stroke="{colour}" stroke-width="{thickness}"/>'
+
+
+def _backdrop(split: str, summaries: Sequence[AttackSummary]) -> str:
+    """The curves of all recipes of one norm in grey, once for all charts that stand before them."""
+    right = axis_end(summaries)
+    lines = "".join(_line(summary, right, "#c9ced6", 1) for summary in summaries)
+    name = _anchor(split, f"all-{summaries[0].curve.norm}")
+    return f'<svg width="0" height="0" aria-hidden="true" style="position:absolute"><g id="{name}">{lines}</g></svg>'
+
+
+def _chart(split: str, summary: AttackSummary, alike: Sequence[AttackSummary]) -> str:
     """Success against distance, drawn in the page itself so that its words stay sharp and small."""
-    left, top, width, height = 38, 8, 270, 120
+    left, top, width, height = _LEFT, _TOP, _WIDTH, _HEIGHT
     norm, right = summary.curve.norm, axis_end(alike)
-
-    def line(shown: AttackSummary, colour: str, thickness: float) -> str:
-        points = zip(*stairs(shown, right), strict=True)
-        places = " ".join(f"{left + width * x / right:.1f},{top + height * (1 - y):.1f}" for x, y in points)
-        return f'<polyline points="{places}" fill="none" stroke="{colour}" stroke-width="{thickness}"/>'
-
     marks = []
     for share in (0, 0.5, 1):
         y = top + height * (1 - share)
@@ -251,8 +268,8 @@ def _chart(summary: AttackSummary, alike: Sequence[AttackSummary]) -> str:
         marks.append(f'<text x="{x}" y="{top + height + 14}" text-anchor="{anchor}">{right * part:.3g}</text>')
     name = f"{NORM_NAMES[norm]}: {DISTANCE_NAMES[norm]}"
     marks.append(f'<text x="{left + width / 2}" y="{top + height + 29}" text-anchor="middle">{escape(name)}</text>')
-    marks += [line(other, "#c9ced6", 1) for other in alike]
-    marks.append(line(summary, NORM_COLOURS[norm if summary.is_attack else None], 2.5))
+    marks.append(f'<use href="#{_anchor(split, f"all-{norm}")}"/>')
+    marks.append(_line(summary, right, NORM_COLOURS[norm], 2.5))
     if summary.budget is not None:
         x = left + width * min(1.0, shown_distance(norm, summary.budget) / right)
         marks.append(

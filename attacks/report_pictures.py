@@ -55,13 +55,13 @@ def draw_success(file: Path, title: str, summaries: Sequence[AttackSummary]) -> 
     axis.set_xlim(0, 1.12)
     axis.set_xticks([0, 0.25, 0.5, 0.75, 1])
     axis.xaxis.set_major_formatter(PercentFormatter(1, 0))
-    axis.set_xlabel("attacked images that fooled the network, after rounding to 8 bits (in brackets: how many images)")
+    figure.supxlabel("share that fooled the network after rounding to 8 bits (in brackets: images)", fontsize=9.5)
     _tidy(axis)
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     shown = [norm for norm in NORM_COLOURS if norm in norms]
     figure.legend(
-        handles=[Patch(color=NORM_COLOURS[norm], label=NORM_NAMES[norm]) for norm in shown], title="bounded norm",
-        loc="outside right upper", fontsize=8, title_fontsize=8, frameon=False,
+        handles=[Patch(color=NORM_COLOURS[norm], label=NORM_NAMES[norm]) for norm in shown], ncols=len(shown),
+        title="norm that is kept small", loc="outside lower center", fontsize=8, title_fontsize=8, frameon=False,
     )  # fmt: skip
     _save(figure, file)
 
@@ -74,8 +74,9 @@ def draw_distances(file: Path, title: str, summaries: Sequence[AttackSummary]) -
     Args:
         file: the PNG to write.
         title: one line over the picture.
-        summaries: of one split.
+        summaries: of one split, at least one of an attack; noise and corruptions get no chart.
     """
+    summaries = [summary for summary in summaries if summary.is_attack]
     columns = min(4, len(summaries))
     rows = -(-len(summaries) // columns)
     figure = Figure(figsize=(1 + 2.9 * columns, 1 + 2.3 * rows), layout="constrained")

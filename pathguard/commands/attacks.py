@@ -94,6 +94,6 @@ def _row_for_a_person(figures: "AttackFigures", goals_differ: bool) -> dict[str,
         "L2": number(figures.l2, 3),
         "L1": number(figures.l1, 2),
         "L0": number(figures.l0, 0),
-        "forward": number(figures.forwards, 1),
-        "back": number(figures.gradients, 1),
+        "fwd": number(figures.forwards, 1 if figures.forwards < 1000 else 0),
+        "back": number(figures.gradients, 1 if figures.gradients < 1000 else 0),
     }

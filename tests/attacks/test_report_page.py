@@ -11,7 +11,7 @@ from attacks.store import AttackStore, Origin
 from detector.errors import DataError
 from tests.attacks.test_report import LINF, NOISE, SMALLEST, fill
 
-VOID = {"meta", "img", "line", "circle", "polyline"}
+VOID = {"meta", "img", "line", "circle", "polyline", "use"}
 
 
 class Page(HTMLParser):
@@ -76,7 +76,10 @@ def test_the_page_fetches_nothing(page, made):
 
 def test_the_page_can_be_heard_and_walked_through(page):
     assert all(image["alt"].strip() for image in page.all("img"))
-    assert all(chart["role"] == "img" and "% fooled" in chart["aria-label"] for chart in page.all("svg"))
+    assert all(
+        chart.get("aria-hidden") == "true" or (chart["role"] == "img" and "% fooled" in chart["aria-label"])
+        for chart in page.all("svg")
+    )
     assert {heading["scope"] for heading in page.all("th")} == {"col", "row"}
     assert len(page.all("caption")) == 2
     assert page.all("html")[0]["lang"] == "en"
@@ -85,6 +88,21 @@ def test_the_page_can_be_heard_and_walked_through(page):
     places = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(places) == len(set(places))
     assert {link["href"].removeprefix("#") for link in page.all("a")} <= set(places)
+    assert {curve["href"].removeprefix("#") for curve in page.all("use")} <= set(places)
+
+
+def test_noise_is_shown_without_a_chart_since_it_aims_at_nothing(page):
+    charts = [chart["aria-label"] for chart in page.all("svg") if "aria-label" in chart]
+
+    assert len(charts) == 2 + 2
+    assert not any(chart.startswith("noise") for chart in charts)
+    assert sum("noise" in image["alt"] for image in page.all("img")) > 1
+
+
+def test_a_store_of_noise_alone_has_no_chart_of_distances(tmp_path):
+    made = make_report(fill(tmp_path, recipes=(("noise", NOISE),)), tmp_path / "report")
+
+    assert [picture.name for picture in made.pictures] == ["success-test.png", "contact-test.png"]
 
 
 def test_names_are_text_and_never_markup(page):
