@@ -55,7 +55,7 @@ def draw_success(file: Path, title: str, summaries: Sequence[AttackSummary]) -> 
     axis.set_xlim(0, 1.12)
     axis.set_xticks([0, 0.25, 0.5, 0.75, 1])
     axis.xaxis.set_major_formatter(PercentFormatter(1, 0))
-    figure.supxlabel("share that fooled the network after rounding to 8 bits (in brackets: images)", fontsize=9.5)
+    axis.set_xlabel("share that fooled the network after rounding to 8 bits (in brackets: images)", fontsize=9.5)
     _tidy(axis)
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     shown = [norm for norm in NORM_COLOURS if norm in norms]
