@@ -29,7 +29,7 @@ class Load:
     Attributes:
         latencies: seconds of each answered call, from its first try on.
         problems: wrong answers, and calls that failed.
-        retried: calls that found nobody, and were tried again.
+        retried: calls that found nobody or were cut off, and were tried again.
     """
 
     latencies: list[float] = field(default_factory=list)
@@ -64,7 +64,7 @@ def load(
         outcome: where figures and problems go at the end.
         callers: how many, each with a connection of its own.
         pause: seconds between an answer and the caller's next call.
-        patient: whether a caller who finds nobody tries again for some seconds.
+        patient: whether a caller who finds nobody, or whose call is cut off, tries again for some seconds.
         calls_per_connection: how many before a caller connects anew; None for never.
         credentials: for TLS.
     """
@@ -114,7 +114,7 @@ async def _call(detect: Any, known: Known, index: int, seen: Load, patient: bool
         try:
             response = await detect(request, timeout=_TIMEOUT_SECONDS)
         except grpc.aio.AioRpcError as error:
-            gone = error.code() is grpc.StatusCode.UNAVAILABLE
+            gone = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
             if gone and patient and time.perf_counter() - begun < PATIENCE_SECONDS:
                 seen.retried += 1
                 await asyncio.sleep(0.1)

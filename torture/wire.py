@@ -1,7 +1,6 @@
 """Clients that no library would be: slow, silent, half gone, or lying about what they send. Others are not disturbed.
 
-Beside each case a well-behaved caller goes on calling; its answers have to be right, and in time. One that finds nobody
-tries again for a while, as our client does.
+Beside each case a well-behaved caller goes on calling; its answers have to be right, and in time.
 """
 
 import contextlib
@@ -28,6 +27,8 @@ GROWTH_MEGABYTES = 300.0
 BOMBS_MEGABYTES = (63, 64, 1024, 60_000)
 BOMB_PIXELS = 20_000
 TOO_MANY_IMAGES = 10_000
+NONSENSE_CONNECTIONS = 300
+DEADLY_CALLS = 10
 
 
 def wire_cases(bundle: Path, seconds: float) -> list[Outcome]:
@@ -46,10 +47,11 @@ def wire_cases(bundle: Path, seconds: float) -> list[Outcome]:
             ("decompression-bomb images", _image_bombs),
             (f"{TOO_MANY_IMAGES} images in a call", _too_many_images),
             ("nonsense on the wire", _nonsense),
+            ("calls that end gRPC's own server", _deadly),
         ):
             with outcome_of(name) as outcome:
                 before = one.resident_megabytes()
-                with load(one.target, known, outcome, patient=True):
+                with load(one.target, known, outcome, patient=case is _deadly):
                     case(one, seconds, outcome)
                 time.sleep(0.5)
                 grown = one.resident_megabytes() - before
@@ -179,13 +181,9 @@ def _nonsense(one: ServerProcess, seconds: float, outcome: Outcome) -> None:
     random = np.random.default_rng(0)
     start = frames.PREFACE + frames.settings()
     whole = start + frames.call(1, bytes(500))
-    count = 0
-    for _ in range(300):
-        kind = count % 4
-        if kind == 0 and count % 8:
-            # Ends grpc.aio's own main loop; the server has to begin a new one.
-            content = start + frames.headers(1, b"\xe8" + frames.DETECT.encode())
-        elif kind == 0:
+    for number in range(NONSENSE_CONNECTIONS):
+        kind = number % 4
+        if kind == 0:
             content = random.bytes(int(random.integers(1, 2000)))
         elif kind == 1:
             content = start + random.bytes(int(random.integers(1, 2000)))
@@ -194,25 +192,41 @@ def _nonsense(one: ServerProcess, seconds: float, outcome: Outcome) -> None:
         else:
             damaged = bytearray(whole)
             for place in random.integers(len(frames.PREFACE), len(whole), 5):
-                damaged[place] = int(random.integers(256))
+                # Below 128: a path that is no text is the next case.
+                damaged[place] = int(random.integers(128))
             content = bytes(damaged)
         connection = _connected(one, outcome)
         with contextlib.suppress(OSError):
             connection.sendall(content)
-        if count % 2:
+        if number % 2:
             frames.abort(connection)
         else:
             connection.close()
-        count += 1
-    outcome.figures["connections"] = count
+    outcome.figures["connections"] = NONSENSE_CONNECTIONS
     with channel_to(one.target) as channel:
+        plain: Any = channel.unary_unary(frames.DETECT)
         try:
-            plain: Any = channel.unary_unary(frames.DETECT)
             plain(b"\xff\xff\xff", timeout=10)
             outcome.problems.append("what is no request was answered")
         except grpc.RpcError as error:
             text = f"{error.code().name}: {error.details()}"
             outcome.expect(text.startswith("INVALID_ARGUMENT") and "class" not in text, f"no request: {text}")
+
+
+def _deadly(one: ServerProcess, seconds: float, outcome: Outcome) -> None:
+    """A path that is no text ends grpc.aio's own loop: the server has to begin another one, each time.
+
+    Calls that gRPC has received and not handed over yet are cut off with it, so that the caller beside tries again.
+    """
+    del seconds
+    for _ in range(DEADLY_CALLS):
+        with contextlib.closing(_connected(one, outcome)) as connection:
+            head = frames.headers(1, b"\xe8" + frames.DETECT.encode())
+            connection.sendall(frames.PREFACE + frames.settings() + head)
+            time.sleep(0.3)
+    restarts = int(one.metric("pathguard_server_restarts_total"))
+    outcome.figures |= {"calls": DEADLY_CALLS, "restarts": restarts}
+    outcome.expect(restarts > 0, "expected gRPC's server to end; if it does not any more, nothing needs to be watched")
 
 
 def _connected(one: ServerProcess, outcome: Outcome) -> socket.socket:
@@ -221,7 +235,7 @@ def _connected(one: ServerProcess, outcome: Outcome) -> socket.socket:
     while True:
         try:
             return frames.connect(one.target)
-        except ConnectionRefusedError:
+        except (ConnectionRefusedError, ConnectionResetError):
             outcome.figures["refused connections"] = int(outcome.figures.get("refused connections", 0)) + 1
             if time.perf_counter() > ends:
                 raise
