@@ -5,7 +5,7 @@ PIP_ARGS ?=
 BUNDLE ?= out/demo/bundle
 BIN := .venv/bin
 
-.PHONY: install demo test check format protos serve image-test torture fuzz peers sbom audit clean
+.PHONY: install demo test check format protos interop serve image-test torture fuzz peers sbom audit clean
 
 install: .venv/.installed
 
@@ -34,6 +34,15 @@ format: install
 
 protos: install
 	$(BIN)/python -m protos.generate
+
+# tritonclient wants protobuf below 7 and names its messages like ours: an environment and processes of its own.
+interop: install build/interop/.installed
+	TRITON_CLIENT_PYTHON=$(CURDIR)/build/interop/bin/python $(BIN)/python -m pytest tests/interop
+
+build/interop/.installed:
+	$(PYTHON) -m venv build/interop
+	build/interop/bin/pip install -q --disable-pip-version-check "tritonclient[grpc]==2.73.0" "protobuf<7"
+	touch $@
 
 serve: install
 	$(BIN)/pathguard serve --bundle $(BUNDLE)
