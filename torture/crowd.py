@@ -13,9 +13,12 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import numpy as np
 
+from protos.inference import grpc_service_pb2 as inference
 from protos.pathguard.v1 import detection_pb2 as pb
 from torture import frames
+from torture.fuzz import INFER
 from torture.known import BAD_FILE, Known, known_of
 from torture.report import Outcome, outcome_of
 from torture.servers import HOST, OPTIONS, ServerProcess, of_bundle, server
@@ -24,6 +27,7 @@ CLIENTS = 200
 RUDE_SHARE = 0.1
 IMAGES_PER_CALL = (1, 1, 1, 2, 4, 8, 16, 32)
 DEADLINES = (0.02, 0.1, 0.5, 2.0, 10.0)
+INFERENCE_SHARE = 0.3
 CANCELLED_SHARE = 0.15
 HUNG_UP_SHARE = 0.03
 BAD_IMAGE_SHARE = 0.05
@@ -42,8 +46,9 @@ _ALLOWED = {
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """A prepared request: the known images in it, None for one that is no image."""
+    """A prepared request: its method, and the known images in it, None for one that is no image."""
 
+    method: str
     request: bytes
     images: Sequence[int | None]
 
@@ -88,9 +93,10 @@ def _judge(outcome: Outcome, tally: _Tally, one: ServerProcess, before: float) -
         time.sleep(0.1)
     left = one.metric("pathguard_queue_images")
     outcome.expect(left == 0, f"{left:.0f} images are still taken in and not answered")
-    method = {"grpc_method": "Detect"}
-    started = one.metric("grpc_server_started_total", **method)
-    handled = one.metric("grpc_server_handled_total", **method)
+    started, handled = (
+        sum(one.metric(f"grpc_server_{what}_total", grpc_method=method) for method in ("Detect", "ModelInfer"))
+        for what in ("started", "handled")
+    )
     outcome.figures["calls at the server"] = int(started)
     outcome.expect(started == handled, f"{started:.0f} calls began at the server, {handled:.0f} ended")
     grown = one.resident_megabytes() - before
@@ -126,7 +132,20 @@ def _prepared(known: Known, chance: random.Random) -> _Call:
     if chance.random() < BAD_IMAGE_SHARE:
         place = chance.randrange(len(images))
         images[place], messages[place] = None, pb.Image(encoded=BAD_FILE)
-    return _Call(pb.DetectRequest(images=messages).SerializeToString(), images)
+    if chance.random() < INFERENCE_SHARE:
+        files = [
+            message.encoded or known.encoded[index or 0].encoded
+            for index, message in zip(images, messages, strict=True)
+        ]
+        return _Call(INFER, _infer_request(files), images)
+    return _Call(frames.DETECT, pb.DetectRequest(images=messages).SerializeToString(), images)
+
+
+def _infer_request(files: Sequence[bytes]) -> bytes:
+    """The same in the other protocol: files in one BYTES tensor."""
+    tensor = inference.ModelInferRequest.InferInputTensor(name="IMAGE_BYTES", datatype="BYTES", shape=[len(files)])
+    blob = b"".join(len(file).to_bytes(4, "little") + file for file in files)
+    return inference.ModelInferRequest(inputs=[tensor], raw_input_contents=[blob]).SerializeToString()
 
 
 async def _client(target: str, known: Known, calls: Sequence[_Call], tally: _Tally, chance: random.Random) -> None:
@@ -136,7 +155,8 @@ async def _client(target: str, known: Known, calls: Sequence[_Call], tally: _Tal
             call, seconds = chance.choice(calls), chance.choice(DEADLINES)
             behaviour = chance.random()
             begun = time.perf_counter()
-            under_way = _detect_of(channel)(call.request, timeout=seconds)
+            method: Any = channel.unary_unary(call.method)
+            under_way = method(call.request, timeout=seconds)
             if behaviour < CANCELLED_SHARE:
                 asyncio.get_running_loop().call_later(chance.uniform(0, 0.1), under_way.cancel)
             elif behaviour < CANCELLED_SHARE + HUNG_UP_SHARE:
@@ -147,7 +167,7 @@ async def _client(target: str, known: Known, calls: Sequence[_Call], tally: _Tal
             try:
                 response = await under_way
             except grpc.aio.AioRpcError as error:
-                _failed(tally, error)
+                _failed(tally, call, error)
             except (asyncio.CancelledError, grpc.aio.UsageError):
                 tally.endings["cancelled"] += 1
             else:
@@ -173,24 +193,50 @@ async def _rude_client(port: int, calls: Sequence[_Call], tally: _Tally, chance:
         await asyncio.sleep(chance.uniform(0, 0.1))
 
 
-def _failed(tally: _Tally, error: grpc.aio.AioRpcError) -> None:
+def _failed(tally: _Tally, call: _Call, error: grpc.aio.AioRpcError) -> None:
     ending = _ALLOWED.get(error.code())
+    # The other protocol has no place for the status of one image: without a good one, the call is refused.
+    if call.method == INFER and not any(index is not None for index in call.images):
+        ending = ending or ("refused" if error.code() is grpc.StatusCode.INVALID_ARGUMENT else None)
     tally.endings[ending or f"ended with {error.code().name}"] += 1
     if ending is None:
         tally.problems.append(f"{error.code().name}: {error.details()}")
 
 
-def _answered(tally: _Tally, known: Known, call: _Call, response: pb.DetectResponse) -> None:
+def _answered(tally: _Tally, known: Known, call: _Call, content: bytes) -> None:
     tally.endings["answered"] += 1
-    if len(response.results) != len(call.images):
-        tally.problems.append(f"{len(call.images)} images were sent, {len(response.results)} answered")
-    for index, result in zip(call.images, response.results, strict=False):
+    tally.images += sum(index is not None for index in call.images)
+    tally.problems += (
+        _infer_problems(known, call, content) if call.method == INFER else _detect_problems(known, call, content)
+    )
+
+
+def _detect_problems(known: Known, call: _Call, content: bytes) -> list[str]:
+    """What is wrong with an answer of ours."""
+    results = pb.DetectResponse.FromString(content).results
+    if len(results) != len(call.images):
+        return [f"{len(call.images)} images were sent, {len(results)} answered"]
+    problems = []
+    for index, result in zip(call.images, results, strict=True):
         if index is not None:
-            tally.images += 1
-            if problem := known.problem(result, index):
-                tally.problems.append(problem)
+            problems.append(known.problem(result, index))
         elif result.status.code != grpc.StatusCode.INVALID_ARGUMENT.value[0]:
-            tally.problems.append(f"what is no image was answered with status {result.status.code}")
+            problems.append(f"what is no image was answered with status {result.status.code}")
+    return [problem for problem in problems if problem]
+
+
+def _infer_problems(known: Known, call: _Call, content: bytes) -> list[str]:
+    """What is wrong with an answer of the other protocol."""
+    response = inference.ModelInferResponse.FromString(content)
+    raw = {output.name: blob for output, blob in zip(response.outputs, response.raw_output_contents, strict=True)}
+    labels, scores = np.frombuffer(raw["LABEL"], "<i8"), np.frombuffer(raw["ADV_SCORE"], "<f8")
+    if not len(labels) == len(scores) == len(call.images):
+        return [f"{len(call.images)} images were sent, {len(labels)} answered"]
+    return [
+        f"image {index}: the answer of another image, by the other protocol"
+        for index, label, score in zip(call.images, labels, scores, strict=True)
+        if (label != -1 if index is None else label != known.labels[index] or abs(score - known.scores[index]) > 1e-3)
+    ]
 
 
 async def _watch_lag(tally: _Tally) -> None:
