@@ -1,4 +1,5 @@
 import json
+import logging
 import socket
 import subprocess
 import sys
@@ -18,6 +19,10 @@ from tests.conftest import untrained_bundle
 @pytest.fixture
 def run(capsys, monkeypatch):
     """Runs one command: exit code, standard output, standard error."""
+    # `serve` makes the process's logs its own.
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", root.handlers[:])
+    monkeypatch.setattr(root, "level", root.level)
 
     def command(*arguments):
         monkeypatch.setattr(sys, "argv", ["pathguard", *map(str, arguments)])
