@@ -126,6 +126,23 @@ class Batching(RuleBasedStateMachine):
         self.loop.call_soon(done, work())
         self.let_the_loop_turn(1)
 
+    @precondition(lambda self: self.worker.held is not None)
+    @rule(which=st.integers(0, 8))
+    def a_caller_whose_items_run_leaves(self, which):
+        work, _ = self.worker.held
+        numbers = sorted({number for number, _, _ in work.args[0]})
+        self.cancel(self.known[numbers[which % len(numbers)]])
+
+    @precondition(lambda self: self.worker.held is not None)
+    @rule(caller=callers)
+    def model_finishes_and_a_caller_leaves_in_the_same_turn(self, caller):
+        self.mode = GOOD
+        work, done = self.worker.held
+        self.worker.held = None
+        self.loop.call_soon(done, work())
+        self.cancel(caller)
+        self.let_the_loop_turn(1)
+
     @precondition(lambda self: len(self.known) > 12)
     @rule()
     def close(self):
@@ -146,6 +163,9 @@ class Batching(RuleBasedStateMachine):
         left_out = [caller for caller in self.known if caller.waits and urgency(caller) > self.now]
         if left_out:
             assert len(items) == self.max_batch, "room was left while others wait"
+        oldest = min([*running, *left_out], key=lambda caller: caller.number)
+        if self.now - oldest.arrived >= MAX_WAIT_SECONDS:
+            assert oldest in running, "who has waited longest was passed over"
         first, *rest = running
         aged = self.now - first.arrived >= MAX_WAIT_SECONDS and all(first.number <= other.number for other in left_out)
         ordered = rest if aged else running
