@@ -61,11 +61,11 @@ fuzz: install
 	$(BIN)/python -m torture.fuzz --json out/fuzz.json
 
 # Environments for the servers that benchmarks/service.py is compared with; it takes their python as options.
-peers: build/peers/mlserver build/peers/litserve
+peers: build/peers/mlserver/.installed build/peers/litserve/.installed
 
-build/peers/%: constraints.txt
-	$(PYTHON) -m venv $@
-	$@/bin/pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -r benchmarks/peers/$*.txt
+build/peers/%/.installed: benchmarks/peers/%.txt constraints.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -r $<
 	touch $@
 
 # What the image installs, each with its version and licence.
@@ -84,7 +84,7 @@ build/tools/.installed: deploy/requirements.txt
 	touch $@
 
 # As in the Dockerfile.
-build/serving/.installed: install pyproject.toml constraints.txt
+build/serving/.installed: .venv/.installed pyproject.toml constraints.txt
 	$(PYTHON) -m venv --without-pip build/serving
 	$(BIN)/pip --python build/serving/bin/python install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt ".[serve]"
 	$(BIN)/pip --python build/serving/bin/python uninstall -q --yes pathguard
