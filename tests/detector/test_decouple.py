@@ -187,3 +187,37 @@ def test_what_cannot_be_decoupled_is_refused_in_one_line(backbone, keep, message
     with pytest.raises(RequestError, match=message) as caught:
         decouple(backbone, keep)
     assert "\n" not in str(caught.value)
+
+
+def test_no_gate_stands_before_an_activation_that_makes_something_of_zero():
+    backbone = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(),
+        nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.Sigmoid(),
+        nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU(),
+    )  # fmt: skip
+
+    assert list(decouple(backbone).layers) == ["6"]
+
+
+class WithDropout(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU()
+        )
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, images):
+        out = nn.functional.dropout(self.body(images).mean(dim=(2, 3)), 0.5, training=self.training)
+        return self.linear(out)
+
+
+def test_a_network_is_traced_as_it_is_used_whatever_its_mode():
+    backbone = WithDropout().train()
+
+    network = decouple(backbone)
+    images = torch.rand(4, 1, 12, 12)
+
+    assert not network.training
+    assert backbone.training
+    assert torch.equal(network(images), network(images))

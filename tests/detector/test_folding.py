@@ -37,3 +37,24 @@ def test_nothing_is_left_to_normalise_and_the_original_is_untouched():
     assert normalisations(folded) == []
     assert len(normalisations(network)) == 13
     assert folded.layers == network.layers
+
+
+class Shared(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.shared = torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.Conv2d(4, 4, 3, padding=1)
+        self.one, self.other = torch.nn.BatchNorm2d(4), torch.nn.BatchNorm2d(4)
+        self.own = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 1), torch.nn.BatchNorm2d(4), torch.nn.ReLU())
+
+    def forward(self, images):
+        out = torch.relu(self.stem(images))
+        return self.own(self.one(self.shared(out)) + self.other(self.shared(out))).mean(dim=(2, 3))
+
+
+def test_a_convolution_with_two_normalisations_is_left_as_it_is():
+    backbone = Shared().eval()
+    backbone.other.running_mean += 3
+    network = decouple(backbone)
+    images = torch.rand(2, 1, 8, 8)
+
+    torch.testing.assert_close(fold_normalisation(network)(images), network(images))

@@ -67,3 +67,38 @@ def test_an_open_path_costs_the_backbone_and_its_gates_and_each_image_its_own():
     assert cost.of(path_of(network, 1.0))[0] == cost.dense + cost.gates
     assert each.shape == (5,)
     assert (each < cost.dense).all()
+
+
+class Side(nn.Module):
+    """Two gated branches joined along `dim`, a convolution that runs twice, and a head for each place."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.stem = nn.Conv2d(1, 2, 1)
+        self.one = nn.Sequential(nn.Conv2d(2, 4, 1, bias=False), nn.BatchNorm2d(4), nn.ReLU())
+        self.two = nn.Sequential(nn.Conv2d(2, 4, 1, bias=False), nn.BatchNorm2d(4), nn.ReLU())
+        self.after = nn.Conv2d(8 if dim == 1 else 4, 3, 1)
+        self.twice = nn.Conv2d(3, 3, 1)
+        self.linear = nn.Linear(3, 5)
+
+    def forward(self, images):
+        out = self.stem(images)
+        out = self.after(torch.cat([self.one(out), self.two(out)], dim=self.dim))
+        return self.linear(self.twice(self.twice(out)).flatten(2).transpose(1, 2))
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_joined_branches_repeated_convolutions_and_heads_for_each_place_are_counted_by_hand(dim):
+    network = decouple(Side(dim))
+    pixels, joined = 16, 16 if dim == 1 else 32
+    inner = pixels * 2 * 4
+
+    cost = cost_of(network, torch.rand(1, 1, 4, 4))
+    closed = PathEncoding.side_by_side({name: np.zeros((1, width), np.bool_) for name, width in network.layers.items()})
+
+    after = joined * (8 if dim == 1 else 4) * 3
+    assert cost.dense == pixels * 2 + 2 * inner + after + joined * (2 * 3 * 3 + 3 * 5)
+    # Joined by channels, what is closed need not be read; joined by rows, every channel may be open in some row.
+    saved = 2 * inner + (after if dim == 1 else 0)
+    assert cost.of(closed)[0] == cost.dense + cost.gates - saved

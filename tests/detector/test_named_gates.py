@@ -105,3 +105,33 @@ def test_patterns_that_name_nothing_are_refused(example):
         decouple(Untraceable(), 0.7, patterns=["head*"], example=example)
     with pytest.raises(RequestError, match=r"named like head\*; got none in SmallResNet"):
         decouple(build_network("resnet8", 1, 3), 0.7, patterns=["head*"])
+
+
+class Fork(nn.Module):
+    """Bright images take one branch, dark ones the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3)
+        self.bright = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+        self.dark = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+        self.linear = nn.Linear(4, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        out = self.stem(images)
+        out = self.bright(out) if images.mean() > 0.5 else self.dark(out)
+        return self.linear(out.mean(dim=(2, 3)))
+
+
+def test_a_gated_convolution_that_does_not_run_is_named():
+    network = decouple(Fork(), 0.7, patterns=["*"], example=torch.ones(1, 1, 8, 8))
+
+    assert network(torch.ones(2, 1, 8, 8)).shape == (2, 2)
+    with pytest.raises(RequestError, match=r"the gated convolution bright.0 to run once .* it ran not at all"):
+        network(torch.zeros(2, 1, 8, 8))
+
+
+def test_both_ways_gate_the_same_convolutions_of_a_network_that_can_be_traced(example):
+    backbone = build_network("resnet8", 1, 3).eval()
+
+    assert list(normalised_convolutions(backbone, example)) == list(decouple(backbone).layers)

@@ -173,3 +173,51 @@ def test_a_class_without_images_is_named(digits, tmp_path):
 
     with pytest.raises(DataError, match="expected training images of every class, got none of 3"):
         make_backbone("resnet8", without_threes, SCHEDULE, tmp_path, ignore)
+
+
+TIED = (
+    "from torch import nn\n"
+    "class Tied(nn.Module):\n"
+    "    def __init__(self, channels, classes):\n"
+    "        super().__init__()\n"
+    "        def part(wide): return nn.Sequential(nn.Conv2d(wide, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())\n"
+    "        self.body = nn.Sequential(part(channels), part(8))\n"
+    "        self.linear = nn.Linear(8, classes)\n"
+    "        self.head = self.linear\n"
+    "    def forward(self, images):\n"
+    "        return self.head(self.body(images).mean(dim=(2, 3)))\n"
+)
+
+
+def test_layers_that_are_used_under_two_names_are_kept(digits, tmp_path, monkeypatch):
+    (tmp_path / "tied_layers.py").write_text(TIED)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    bundle, _ = make_backbone("tied_layers:Tied", digits, SCHEDULE, tmp_path / "b", ignore)
+    make_decoupled(bundle, digits, 0.7, "pathguard", SCHEDULE, tmp_path / "b", ignore)
+
+    reopened = Bundle(tmp_path / "b", trusted="tied_layers:Tied").network()
+    assert list(reopened.layers) == ["body.1.0"]
+    with pytest.raises(RequestError, match="expected leave to run the code of tied_layers:Tied"):
+        Bundle(tmp_path / "b").network()
+
+
+def test_another_backbone_is_not_written_over(digits, tmp_path):
+    one, _ = make_backbone("resnet8", digits, SCHEDULE, tmp_path / "one", ignore)
+    make_backbone("resnet8", digits, replace(SCHEDULE, seed=1), tmp_path / "other", ignore)
+
+    with pytest.raises(ArtifactError, match="expected a new folder or that of the backbone, got .*other"):
+        make_decoupled(one, digits, 0.7, "pathguard", SCHEDULE, tmp_path / "other", ignore)
+
+
+def test_an_interrupted_run_goes_on_only_with_the_same_gates(digits, tmp_path):
+    def stop(progress):
+        if progress.epoch == 1:
+            raise KeyboardInterrupt
+
+    bundle, _ = make_backbone("resnet8", digits, SCHEDULE, tmp_path, ignore)
+    with pytest.raises(KeyboardInterrupt):
+        make_decoupled(bundle, digits, 0.7, "pathguard", SCHEDULE, tmp_path, stop, patterns=("layer1.0.conv1",))
+
+    with pytest.raises(TrainingError, match=r"expected a checkpoint of gates\.layer1.0.conv1 None, got one of .* 16"):
+        make_decoupled(bundle, digits, 0.7, "pathguard", SCHEDULE, tmp_path, ignore, patterns=("layer1.0.conv2",))
