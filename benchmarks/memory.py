@@ -2,10 +2,10 @@
 
     python -m benchmarks.memory [--quick] [--json FILE]
 
-Crafts FGSM on random images with a fresh ResNet-8 and reads their paths back, and compares the resident memory after
-the first images with that after the last, in one process. Images come from a generator, so that none of it is the data
-set's own. The peak is printed too: how the C library's allocator fragments in the first passes differs from run to
-run by a factor of up to two, before the first image is attacked.
+Crafts FGSM on random images with a fresh ResNet-8, reads their paths back and sums them up for a report, and compares
+the resident memory after the first images with that after the last, in one process. Images come from a generator, so
+that none of it is the data set's own. The peak is printed too: how the C library's allocator fragments in the first
+passes differs from run to run by a factor of up to two, before the first image is attacked.
 """
 
 import resource
@@ -21,6 +21,7 @@ import typer
 from attacks.campaign import Campaign, run_attacks
 from attacks.evidence import fooling_evidence
 from attacks.recipes import RECIPES
+from attacks.report import summarise
 from attacks.store import AttackStore, Origin
 from benchmarks.report import Row, print_rows, write_rows
 from detector.batches import batches
@@ -43,7 +44,7 @@ def main(
     early, late = _resident_after(FEW, many)
     rows = [
         Row(figure=f"resident memory after {FEW} attacked images, MB", value=early),
-        Row(figure=f"after {many} and the reading of their paths, MB", value=late),
+        Row(figure=f"after {many} and the reading of their paths and their report, MB", value=late),
         Row(figure=f"after {many} / after {FEW}", value=late / early, bar=1.1),
         Row(figure="peak of the process, MB", value=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     ]
@@ -71,6 +72,7 @@ def _resident_after(few: int, many: int) -> tuple[float, float]:
             run_attacks(network, {"test": chosen}, [RECIPES["fgsm"]], store, note)
         for evidence in fooling_evidence(network, AttackStore(Path(folder)), "test", "fgsm"):
             del evidence
+        summarise(AttackStore(Path(folder)), "test")
     return after[few], _resident_megabytes()
 
 
