@@ -17,7 +17,8 @@ COPY pathguard/version.py pathguard/version.py
 RUN pip --python /opt/pathguard/bin/python install --no-cache-dir --disable-pip-version-check \
         --extra-index-url "${TORCH_INDEX}" -c constraints.txt ".[serve]" \
     && pip --python /opt/pathguard/bin/python uninstall --yes pathguard \
-    && rm -rf /opt/pathguard/lib/python3.11/site-packages/torch/{include,test}
+    && rm -rf /opt/pathguard/lib/python3.11/site-packages/torch/include \
+        /opt/pathguard/lib/python3.11/site-packages/torch/test
 # To pip an index that cannot be reached is only a warning, and it takes gigabytes of CUDA libraries instead.
 RUN case "${TORCH_INDEX}" in */cpu) pip --python /opt/pathguard/bin/python show torch | grep '^Version: .*+cpu$' ;; esac
 

@@ -54,8 +54,10 @@ def main() -> int:
     if missing or os.geteuid() != 0:
         print(f"expected root and buildah, podman, runc; missing: {', '.join(missing) or 'root'}", file=sys.stderr)
         return 2
-    outcomes = [_linted(), _based(), _built(given.wheels, given.certificates)]
-    if all_passed(outcomes):
+    outcomes = [_linted(), _based()]
+    made = [_built(given.wheels, given.certificates)] if all_passed(outcomes[1:]) else []
+    outcomes += made
+    if made and all_passed(made):
         outcomes += [_contents(), *_runs(given.bundle)]
     print_outcomes("the image", outcomes)
     if given.json:

@@ -107,7 +107,7 @@ async def _hang(one: ServerProcess, outcome: Outcome) -> None:
 def killed_case(bundle: Path, kills: int) -> Outcome:
     """SIGKILL, `kills` times, with callers on the shipped retry policy: each call is answered, by the next process."""
     known = known_of(bundle, 64)
-    name = f"kill -9, {kills} times; clients with the shipped retries"
+    name = f"kill -9, {kills} times; clients with the shipped retries wait for a server"
     with outcome_of(name) as outcome, server(of_bundle(bundle)) as one:
         over = threading.Event()
         counts, problems = [0] * CALLERS, []
