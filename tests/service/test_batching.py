@@ -213,13 +213,13 @@ async def test_a_caller_whose_deadline_would_pass_before_it_is_run_is_refused():
     async with batching(model, max_batch=1, clock=clock) as batcher:
         await ten_seconds_per_item(model, batcher, clock)
         async with busy(model, batcher):
-            waiter, *_ = await waiting(batcher.submit([1], clock.now + 25))
-            # 10 s for what runs, 10 s for what waits before it, 10 s for itself.
+            waiter, *_ = await waiting(batcher.submit([1], clock.now + 30))
+            # 10 s for what runs, 10 s for what waits before it, 10 s for itself, and a quarter more.
             with pytest.raises(OverloadedError, match="the wait at present") as caught:
-                batcher.admit(1, 1, clock.now + 29).__enter__()
+                batcher.admit(1, 1, clock.now + 37).__enter__()
             assert caught.value.reason == "deadline"
             # With an earlier deadline than the one that waits, only what runs goes before.
-            with batcher.admit(1, 1, clock.now + 31), batcher.admit(1, 1, clock.now + 24), batcher.admit(1, 1, None):
+            with batcher.admit(1, 1, clock.now + 38), batcher.admit(1, 1, clock.now + 26), batcher.admit(1, 1, None):
                 pass
         await waiter
 
