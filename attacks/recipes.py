@@ -119,7 +119,7 @@ RECIPES: Mapping[str, Recipe] = {
         *on_grid(Recipe("square", "linf", EIGHT, Square, {"queries": 1000, "share": 0.8})),
         Recipe("pgd-l2", "l2", HALF, lambda eps, **s: Ascent("l2", eps, start=True, **s), PGD),
         Recipe("apgd-l2", "l2", HALF, lambda eps, **s: AutoPGD("l2", eps, "ce", **s), APGD),
-        Recipe("deepfool", "l2", None, DeepFool, {"steps": 50, "step_overshoot": 0.02}),
+        Recipe("deepfool", "l2", None, DeepFool, {"steps": 50, "step_overshoot": 0.02, "candidates": 3}),
         Recipe("cw", "l2", None, CarliniWagner, CW),
         Recipe("ddn", "l2", None, DDN, {"steps": 100}),
         Recipe("hopskipjump", "l2", None, HopSkipJump, {"steps": 20, "trials": 100}, costly=True),

@@ -61,8 +61,8 @@ def library_version(library: str) -> str:
         return version(PACKAGES[library])
     except PackageNotFoundError:
         raise DataError(
-            "expected foolbox 3.3.4 and adv-lib 0.2.8, got none; `pip install pathguard[peers]`, then `pip install "
-            "--no-deps adv-lib==0.2.8`"
+            "expected foolbox 3.3.4 and adv-lib 0.2.8, got none; `make install`, then "
+            "`pip install --no-deps adv-lib==0.2.8`"
         ) from None
 
 
