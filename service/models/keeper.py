@@ -65,6 +65,7 @@ class Keeper:
         self._settings: dict[str, ModelSettings] = {}
         self._seen: dict[tuple[str, str], Mark] = {}
         self._refused: dict[tuple[str, str], Mark] = {}
+        self._gone: set[str] = set()
         self._told: dict[str, str] = {}
 
     async def begin(self) -> None:
@@ -115,19 +116,23 @@ class Keeper:
             return
         self._told.pop("", None)
         for model in found:
-            await self._bring(model, [], at_start=False)
-        there = {model.name for model in found if model.versions}
-        for name in list(self._kept):
-            # A model whose folder is gone leaves, but never the last one: then it is more likely a disk that is away.
-            if name not in there and any(other in there for other in self._kept):
+            if model.versions is not None:
+                await self._bring(model, [], at_start=False)
+        # A model whose folder is gone leaves, but not before the second look, for it may be on its way to another
+        # place, and never the last one: then it is more likely a disk that is away.
+        there = {model.name for model in found if model.versions is None or model.versions}
+        gone = self._kept.keys() - there
+        for name in gone & self._gone:
+            if there & self._kept.keys():
                 self._leave(name)
+        self._gone = gone
 
     async def _bring(self, model: FoundModel, errors: list[Exception], *, at_start: bool) -> None:
         """Makes the newest usable versions of a model, and the pinned one, those in service."""
         settings = self._settings_of(model)
         kept = self._kept.get(model.name, {})
         chosen: dict[str, _Kept] = {}
-        newest_first = sorted(model.versions, key=lambda found: age_of(found.version), reverse=True)
+        newest_first = sorted(model.versions or (), key=lambda found: age_of(found.version), reverse=True)
         if at_start and model.required and not newest_first:
             newest_first = [FoundVersion("", model.folder, ())]  # loading it says what is missing
         pinned = [found for found in newest_first if found.version == settings.version]

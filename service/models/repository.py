@@ -12,6 +12,7 @@ version for calls that name none (a rollback is one line) and the rate at which 
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -60,14 +61,14 @@ class FoundModel:
     Attributes:
         name: what callers ask for.
         folder: where it lies.
-        versions: its bundles, in no order; none where the folder is empty or away.
+        versions: its bundles, in no order; none where the folder is empty or away; None where that cannot be known now.
         settings: the operator's word, or why it cannot be understood.
         required: whether the server must not start without it.
     """
 
     name: str
     folder: Path
-    versions: Sequence[FoundVersion]
+    versions: Sequence[FoundVersion] | None
     settings: ModelSettings | SettingsFileError
     required: bool
 
@@ -164,23 +165,27 @@ def _settings_of(folder: Path) -> ModelSettings:
         raise SettingsFileError(f"expected {path} to be readable, got: {error.strerror}") from None
 
 
-def _versions_in(folder: Path) -> Sequence[FoundVersion]:
+def _versions_in(folder: Path) -> Sequence[FoundVersion] | None:
     try:
         if (folder / MANIFEST).is_file():
             return [FoundVersion("", folder, _mark_of(folder))]
         inner = [child for child in folder.iterdir() if _is_of_interest(child) and (child / MANIFEST).is_file()]
         return [FoundVersion(child.name, child, _mark_of(child)) for child in inner]
-    except OSError:  # it vanished while it was looked at
+    except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError:
+        return None
 
 
 def _mark_of(folder: Path) -> Mark:
     marks = []
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name != SETTINGS and entry.is_file():
-                seen = entry.stat()
-                marks.append((entry.name, seen.st_mtime_ns, seen.st_size, seen.st_ino))
+            # What is put there under another name first may be gone again.
+            with suppress(FileNotFoundError):
+                if entry.name != SETTINGS and entry.is_file():
+                    seen = entry.stat()
+                    marks.append((entry.name, seen.st_mtime_ns, seen.st_size, seen.st_ino))
     return tuple(sorted(marks))
 
 

@@ -1,6 +1,7 @@
 import asyncio
 import json
 import logging
+import os
 import threading
 
 import pytest
@@ -239,11 +240,33 @@ async def test_a_model_whose_folder_is_gone_leaves_but_not_the_last_one(tmp_path
     write(tmp_path / "bags", "b")
     kept = await Kept(models=tmp_path).begin()
     (tmp_path / "shoes").rename(tmp_path / ".shoes")
-    await kept.rest()
+    await kept.keeper.look()
+    assert kept.registry.names() == ["bags", "shoes"]
+    await kept.keeper.look()
     assert kept.registry.names() == ["bags"]
     (tmp_path / "bags").rename(tmp_path / ".bags")
     await kept.rest()
     assert kept.digest("bags") == "b"
+
+
+async def test_a_model_that_cannot_be_looked_at_and_one_with_files_that_come_and_go_stay(tmp_path, monkeypatch):
+    write(tmp_path / "shoes", "a")
+    write(tmp_path / "bags", "b")
+    kept = await Kept(models=tmp_path).begin()
+    scan = os.scandir
+
+    def failing(folder):
+        if folder.name == "shoes":
+            raise OSError(5, "Input/output error")
+        (folder / "passing").touch()
+        entries = scan(folder)
+        (folder / "passing").unlink()
+        return entries
+
+    monkeypatch.setattr(os, "scandir", failing)
+    for _ in range(3):
+        await kept.rest()
+    assert kept.registry.names() == ["bags", "shoes"]
 
 
 async def test_a_folder_of_models_that_is_away_changes_nothing(tmp_path, caplog):
