@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from sklearn.datasets import load_digits
 
 from detector.bundle import Bundle, GatesInfo, NetworkInfo, add_network, begin_bundle
@@ -13,6 +14,10 @@ from detector.datasets import ImageSet, Splits, cut
 from detector.decouple import decouple
 from detector.images import ImageSpec
 from detector.networks import build_network
+
+# How long an example takes says nothing on a busy machine.
+settings.register_profile("pathguard", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("pathguard")
 
 
 @pytest.fixture(autouse=True)
