@@ -125,7 +125,7 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe("hopskipjump", "l2", None, HopSkipJump, {"steps": 20, "trials": 100}, costly=True),
         Recipe("ead", "l1", None, ElasticNet, EAD),
         Recipe("jsma", "l0", None, SaliencyMap, {"share": 0.1, "up": True}, target="runner-up", costly=True),
-        Recipe("sparsefool", "l0", None, SparseFool, {"steps": 10, "reach": 3.0, "overshoot": 0.02}),
+        Recipe("sparsefool", "l0", None, SparseFool, {"steps": 10, "reach": 3.0}),
         Recipe("onepixel", "l0", None, onepixel, {"pixels": 1, "steps": 30, "population": 100}, costly=True),
         Recipe("pgd-targeted", "linf", EIGHT, lambda eps, **s: Ascent("linf", eps, start=True, **s), PGD, "random"),
         Recipe("cw-targeted", "l2", None, CarliniWagner, CW, "random"),

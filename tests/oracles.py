@@ -36,6 +36,22 @@ class NearestCorner(nn.Module):
         return self.scale * torch.stack([zero, flat[:, 0] - 0.5, flat[:, 1] - 0.7], dim=1)
 
 
+class WeightedSum(nn.Module):
+    """Class 1 where the weighted sum of the pixels exceeds `level`, else class 0: linear, each pixel of other weight.
+
+    The least L1 change moves the heaviest pixels to the end of their range, as few of them as will do.
+    """
+
+    def __init__(self, weights: Tensor, level: float) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(weights)
+        self.level = level
+
+    def forward(self, images: Tensor) -> Tensor:
+        above = images.flatten(1) @ self.weights - self.level
+        return torch.stack([-above, above], dim=1)
+
+
 class NeverFooled(nn.Module):
     """Always class 0, with a gradient that leads nowhere useful."""
 

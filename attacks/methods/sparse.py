@@ -73,17 +73,15 @@ class SparseFool:
     torchattacks' version goes image by image and coordinate by coordinate, and asks NumPy for what it is giving up.
     """
 
-    def __init__(self, steps: int = 10, reach: float = 3.0, overshoot: float = 0.02) -> None:
+    def __init__(self, steps: int = 10, reach: float = 3.0) -> None:
         """An L0 attack.
 
         Args:
             steps: linearisations, at most.
             reach: how far the boundary is taken to lie, as a multiple of DeepFool's change.
-            overshoot: how far beyond it the walk goes, as a share of the change.
         """
         self.steps = steps
         self.reach = reach
-        self.overshoot = overshoot
 
     def __call__(self, problem: Problem) -> Tensor:
         """The attacked images in [0, 1]; one that cannot be fooled comes back as far as it got."""
@@ -98,27 +96,54 @@ class SparseFool:
             asked = (start + self.reach * (beyond - start)).requires_grad_(True)
             margin = problem.margin(problem.network(asked, rows), rows)
             (slope,) = torch.autograd.grad(margin.sum(), [asked])
-            moved = _to_plane(start, -slope, asked.detach())
-            result[rows] = (start + (1 + self.overshoot) * (moved - start)).clamp(0, 1)
-        return result
+            result[rows] = _to_plane(start, -slope, asked.detach(), start == problem.images[rows], 2.0**step)
+        return fewest(problem, result)
 
 
-def _to_plane(start: Tensor, normal: Tensor, beyond: Tensor) -> Tensor:
-    """From `start` to the plane through `beyond` along `normal`, in as few values as it takes, each within [0, 1].
+def fewest(problem: Problem, points: Tensor) -> Tensor:
+    """`points` with as many of their changes taken back, least helpful first, as leaves the goal reached; by halving.
 
-    The steepest values go first, each as far as it can or is needed: all at once, by a running sum.
+    SparseFool reaches past the boundary on purpose, and pays for it in values that it need not have changed.
+    """
+    rows = problem.all_rows()
+    rows = rows[problem.reached(points, rows)]
+    if len(rows) == 0:
+        return points
+    asked = points[rows].requires_grad_(True)
+    margin = problem.margin(problem.network(asked, rows), rows)
+    (slope,) = torch.autograd.grad(margin.sum(), [asked])
+    change = (points[rows] - problem.images[rows]).flatten(1)
+    helpful = (-slope.flatten(1) * change).masked_fill(change == 0, float("-inf"))
+    rank = helpful.argsort(dim=1, descending=True, stable=True).argsort(dim=1, stable=True)
+    low, high = torch.zeros_like(rows), (change != 0).sum(dim=1)
+    result = points.clone()
+    for _ in range(int(change.shape[1]).bit_length()):
+        middle = (low + high) // 2
+        kept = problem.images[rows] + (change * (rank < middle[:, None])).view_as(asked)
+        won = problem.reached(kept, rows)
+        result[rows[won]] = kept[won]
+        high, low = torch.where(won, middle, high), torch.where(won, low, middle + 1).minimum(high)
+    return result
+
+
+def _to_plane(start: Tensor, normal: Tensor, beyond: Tensor, free: Tensor, push: float) -> Tensor:
+    """From `start` to the plane through `beyond` along `normal`, or past it, in as few values as it takes.
+
+    The steepest values go first, each to the end of its range: a part of the way would count as much. All at once, by
+    a running sum. Only the values that are `free` move: those changed before would go to and fro.
+    What the plane says is needed is multiplied by `push`: a whole value's way leaves where the plane holds.
     """
     origin, steep, way = start.flatten(1), normal.flatten(1), (beyond - start).flatten(1)
     ahead = (steep * way).sum(dim=1, keepdim=True)
     steep = torch.where(ahead > 0, steep, way)  # a bent boundary can turn its back: then along the way itself
-    needed = torch.where(ahead > 0, ahead, (way * way).sum(dim=1, keepdim=True)) * (1 + 1e-3) + 1e-6
-    room = torch.where(steep > 0, 1 - origin, origin)
-    order = steep.abs().argsort(dim=1, descending=True, stable=True)
+    needed = torch.where(ahead > 0, ahead, (way * way).sum(dim=1, keepdim=True)) * push * (1 + 1e-3) + 1e-6
+    room = torch.where(steep > 0, 1 - origin, origin) * free.flatten(1)
+    order = (steep.abs() * (room > 0)).argsort(dim=1, descending=True, stable=True)
     gain = (steep.abs() * room).gather(1, order)
     before = gain.cumsum(dim=1) - gain
     taken = (needed - before).clamp_min(0).minimum(gain)
-    share = torch.zeros_like(gain).scatter(1, order, taken / gain.clamp_min(1e-30))
-    return (origin + share * room * steep.sign()).view_as(start)
+    moves = torch.zeros_like(gain).scatter(1, order, (taken > 0).to(gain.dtype))
+    return (origin + moves * room * steep.sign()).view_as(start)
 
 
 class SaliencyMap:

@@ -5,17 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from attacks.craft import craft
+from attacks.craft import ProbabilitiesWarning, craft
 from attacks.recipes import RECIPES, Recipe
-from attacks.selection import rightly_classified
 from detector.batches import to_tensor
 from detector.decouple import decouple
 from detector.errors import RequestError
 from detector.networks import build_network
-from detector.schedule import Schedule
-from detector.stages import make_backbone, make_decoupled
-from tests.oracles import MeanBoundary, NeverFooled, grey_images
+from tests.oracles import MeanBoundary, NearestCorner, NeverFooled, WeightedSum, grey_images
 
 PIXELS = 144
 # What takes thousands of queries is tried with fewer: the code is the same.
@@ -103,32 +101,118 @@ def test_a_network_that_cannot_be_fooled_is_not_said_to_be(recipe):
     assert not crafted.fooled.any()
 
 
-@pytest.mark.parametrize("name", ["cw", "deepfool"])
-@pytest.mark.parametrize(("level", "gap"), [(0.47, 0.03), (0.4, 0.1), (0.0, 0.03), (0.97, 0.02)])
+nearest = pytest.mark.parametrize("name", ["cw", "deepfool", "ddn", "cw-targeted"])
+TRUE_L2 = pytest.mark.parametrize(("level", "gap"), [(0.47, 0.03), (0.4, 0.1), (0.0, 0.03), (0.97, 0.02)])
+
+
+@nearest
+@TRUE_L2
 def test_the_smallest_change_is_within_a_quarter_of_the_true_distance(name, level, gap):
     images = grey_images(level)
 
-    crafted = craft(RECIPES[name], MeanBoundary(level + gap), images, torch.zeros(4, dtype=torch.long))
+    crafted = attack(RECIPES[name], MeanBoundary(level + gap), images, torch.zeros(4, dtype=torch.long))
 
     assert crafted.fooled.all()
     assert (crafted.l2 <= 1.25 * gap * PIXELS**0.5).all()
 
 
-@pytest.fixture(scope="module")
-def victim(digits, tmp_path_factory):
-    """A small decoupled network that knows digits, and images that it gets right."""
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    schedule = Schedule(4, 64, 0.05, flip=False)
-    bundle, _ = make_backbone("resnet8", digits, schedule, tmp_path_factory.mktemp("victim"), lambda _: None)
-    bundle, _ = make_decoupled(bundle, digits, 0.7, "pathguard", schedule, bundle.folder, lambda _: None)
-    network = bundle.network()
-    images = digits.test.subset(rightly_classified(network, digits.test)).first(60)
-    return bundle, network, to_tensor(images.pixels(slice(None)), torch.device("cpu")), torch.from_numpy(images.labels)
+@nearest
+def test_of_several_boundaries_the_nearest_is_found(name):
+    images = torch.tensor([[0.2, 0.2], [0.2, 0.6], [0.45, 0.1], [0.0, 0.0]])
+    images = torch.cat([images, torch.full((4, 34), 0.5)], dim=1).view(4, 1, 6, 6)
+    first, second = 0.5 - images.flatten(1)[:, 0], 0.7 - images.flatten(1)[:, 1]
+    targets = torch.tensor([2, 1, 2, 1]) if name == "cw-targeted" else None
+    true = torch.minimum(first, second) if targets is None else torch.where(targets == 1, first, second)
+
+    crafted = craft(RECIPES[name], NearestCorner(), images, torch.zeros(4, dtype=torch.long), targets=targets)
+
+    assert crafted.reached.all()
+    assert (crafted.l2 <= 1.25 * true.numpy() + 1 / 255).all()
+
+
+@pytest.mark.parametrize("gap", [0.02, 0.1])
+def test_decisions_alone_lead_within_a_quarter_of_the_true_distance(gap):
+    images = grey_images(0.4, count=2, size=6)
+
+    crafted = craft(RECIPES["hopskipjump"], MeanBoundary(0.4 + gap), images, torch.zeros(2, dtype=torch.long))
+
+    assert crafted.fooled.all()
+    assert (crafted.l2 <= 1.25 * gap * 6).all()
+
+
+def test_the_smallest_sum_and_number_of_changes_are_found_too():
+    weights = torch.linspace(0.1, 1, 36)
+    network, labels = WeightedSum(weights, 19.0), torch.zeros(2, dtype=torch.long)
+    images = levels(torch.full((2, 1, 6, 6), 230 / 255))
+    gap = 19.0 - 230 / 255 * weights.sum().item()
+    room = 25 / 255 * weights.flip(0).cumsum(0)  # what the steepest 1, 2, ... values can do, each from 230 to 255
+
+    by_sum = craft(RECIPES["ead"], network, images, labels)
+    by_number = craft(RECIPES["sparsefool"], network, images, labels)
+
+    fewest = int((room < gap).sum()) + 1
+    least = 25 / 255 * (fewest - 1) + (gap - room[fewest - 2].item()) / weights[-fewest].item()
+    assert by_sum.fooled.all()
+    assert (by_sum.l1 <= 1.25 * least).all()
+    assert by_number.fooled.all()
+    assert (by_number.l0 <= 1.25 * fewest).all()
+
+
+@pytest.mark.parametrize(
+    "name", [recipe.name for recipe in RECIPES.values() if recipe.norm == "linf" and recipe.budget]
+)
+@pytest.mark.parametrize("share", [0.75, 1.25])
+def test_budget_attacks_succeed_exactly_when_the_budget_allows_it(name, share):
+    recipe = short(RECIPES[name])
+    # On levels of 8 bits: from 100 the boundary lies `share` of the budget away, half a level short of the next level.
+    away = max(round(recipe.budget * 255 * share), 1) - 0.5 + (1 if share > 1 else 0)
+    images = levels(torch.full((3, 1, 4, 4), 100 / 255))
+
+    crafted = attack(recipe, MeanBoundary((100 + away) / 255), images, torch.zeros(3, dtype=torch.long))
+
+    assert crafted.fooled.tolist() == [share < 1] * 3
+
+
+def test_a_budget_below_one_level_allows_nothing():
+    images = levels(torch.full((1, 1, 4, 4), 100 / 255))
+    tiny = replace(RECIPES["pgd"], budget=0.5 / 255)
+
+    crafted = craft(tiny, MeanBoundary(100.2 / 255), images, torch.zeros(1, dtype=torch.long))
+
+    assert not crafted.fooled.any()
+    assert crafted.linf[0] == 0
+
+
+def test_targeted_attacks_reach_their_target_and_say_so(victim):
+    images, labels = victim.images[:20], victim.labels[:20]
+
+    crafted = craft(RECIPES["cw-targeted"], victim.network, images, labels)
+
+    assert crafted.reached.mean() >= 0.95
+    assert (crafted.predicted[crafted.reached] == crafted.targets[crafted.reached]).all()
+    assert (crafted.targets != labels.numpy()).all()
+    assert len(set(crafted.targets)) > 4
+
+
+def test_rules_choose_targets_by_what_the_network_says():
+    logits = torch.tensor([[0.0, 5.0, 3.0, 1.0], [9.0, 1.0, 0.0, 2.0]])
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 4))
+    network[1].weight.data.zero_()
+    network[1].bias.data = logits[0]
+    stands = Recipe("stands", "linf", 1.0, lambda eps: lambda problem: problem.images)
+    images, labels = torch.zeros(1, 1, 4, 4), torch.tensor([1])
+
+    found = {
+        rule: craft(replace(stands, target=rule), network, images, labels).targets[0]
+        for rule in ("runner-up", "least-likely", "random")
+    }
+
+    assert (found["runner-up"], found["least-likely"]) == (2, 0)
+    assert found["random"] in (0, 2, 3)
 
 
 def test_a_larger_budget_and_more_steps_never_hurt_and_reach_everything(victim):
-    _, network, images, labels = victim
+    network, images, labels = victim.network, victim.images[:60], victim.labels[:60]
 
     by_budget = [
         craft(replace(RECIPES["pgd"], budget=budget), network, images, labels).fooled.mean()
@@ -147,27 +231,13 @@ def test_a_larger_budget_and_more_steps_never_hurt_and_reach_everything(victim):
 
 
 def test_knowing_the_network_is_no_worse_than_attacking_its_backbone(victim):
-    bundle, network, images, labels = victim
+    network, images, labels = victim.network, victim.images[:60], victim.labels[:60]
 
     white = craft(RECIPES["pgd"], network, images, labels)
-    transferred = craft(RECIPES["pgd"], bundle.backbone(), images, labels)
+    transferred = craft(RECIPES["pgd"], victim.bundle.backbone(), images, labels)
 
     sent = network(to_tensor(transferred.pixels, torch.device("cpu"))).argmax(dim=1) != labels
     assert white.fooled.mean() >= sent.float().mean().item()
-
-
-@pytest.mark.parametrize("name", ["cw", "deepfool", "fgsm"])
-def test_a_result_does_not_depend_on_its_neighbours(name):
-    network = build_network("resnet8", 1, 10).eval()
-    images = torch.rand(5, 1, 8, 8)
-    labels = network(images).argmax(dim=1)
-
-    together = craft(RECIPES[name], network, images, labels)
-    alone = [craft(RECIPES[name], network, images[i : i + 1], labels[i : i + 1]) for i in range(5)]
-
-    pixels = np.concatenate([one.pixels for one in alone])
-    assert (np.abs(together.pixels.astype(int) - pixels) <= 1).mean() > 0.98
-    assert together.fooled.tolist() == [bool(one.fooled[0]) for one in alone]
 
 
 @every_recipe
@@ -252,7 +322,9 @@ def test_images_that_are_not_contiguous_are_taken(recipe):
     ("images", "labels", "message"),
     [
         (torch.full((1, 1, 6, 6), 1.5), [0], r"expected pixels in \[0, 1\], got 1.5 to 1.5"),
+        (torch.full((1, 1, 6, 6), -0.1), [0], r"expected pixels in \[0, 1\], got -0.1 to -0.1"),
         (torch.full((1, 1, 6, 6), float("nan")), [0], r"expected pixels in \[0, 1\], got nan"),
+        (torch.full((1, 1, 6, 6), float("inf")), [0], r"expected pixels in \[0, 1\], got inf"),
         (torch.zeros(1, 1, 6, 6), [2], "expected labels from 0 to 1, got 2 to 2"),
         (torch.zeros(1, 1, 6, 6), [-1], "got -1 to -1"),
     ],
@@ -260,3 +332,83 @@ def test_images_that_are_not_contiguous_are_taken(recipe):
 def test_bad_images_and_labels_are_refused(images, labels, message):
     with pytest.raises(RequestError, match=message):
         craft(RECIPES["fgsm"], MeanBoundary(), images, torch.tensor(labels))
+
+
+@pytest.mark.parametrize(
+    ("norm", "budget"), [("linf", 0), ("linf", 300), ("linf", float("nan")), ("l2", -1), ("l2", 0)]
+)
+def test_a_budget_that_no_change_can_have_is_refused(norm, budget):
+    with pytest.raises(RequestError, match="expected a budget above 0.* for the attack odd, got"):
+        Recipe("odd", norm, budget, lambda eps: lambda problem: problem.images)
+
+
+def test_a_budget_larger_than_any_change_of_these_images_is_refused():
+    wide = replace(RECIPES["pgd-l2"], budget=300)
+
+    with pytest.raises(
+        RequestError, match="expected a budget of at most 6 for pgd-l2 .l2. on images of 36 values, got 300"
+    ):
+        craft(wide, MeanBoundary(), grey_images(0.4, size=6), torch.zeros(4, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        ([1, 0, 1, 1], "expected a target that differs from the right label, got 0 for both"),
+        ([1, 2, 1, 1], "expected targets from 0 to 1, got 1 to 2"),
+    ],
+)
+def test_a_target_that_is_the_label_or_no_class_is_refused(targets, message):
+    with pytest.raises(RequestError, match=message):
+        craft(RECIPES["pgd-targeted"], MeanBoundary(), grey_images(0.4), torch.zeros(4, dtype=torch.long),
+              targets=torch.tensor(targets))  # fmt: skip
+
+
+def test_attacks_that_need_more_than_the_network_say_what():
+    images, labels = grey_images(0.4), torch.zeros(4, dtype=torch.long)
+
+    with pytest.raises(RequestError, match="expected a plain backbone for pgd-transfer to work on, got none"):
+        craft(RECIPES["pgd-transfer"], MeanBoundary(), images, labels)
+    with pytest.raises(RequestError, match="expected a detector for knows to evade, got none; run `pathguard fit`"):
+        craft(Recipe("knows", "linf", 0.1, lambda eps: None, knows_detector=True), MeanBoundary(), images, labels)
+    with pytest.raises(RequestError, match="expected a target for JSMA"):
+        craft(replace(RECIPES["jsma"], target=None), MeanBoundary(), images, labels)
+    with pytest.raises(RequestError, match="expected no target for HopSkipJump"):
+        craft(replace(RECIPES["hopskipjump"], target="random"), MeanBoundary(), images, labels)
+
+
+def test_a_network_that_gives_probabilities_is_warned_of_once():
+    network = nn.Sequential(MeanBoundary(), nn.Softmax(dim=1))
+
+    with pytest.warns(ProbabilitiesWarning, match="expected logits, got probabilities .*gradients vanish") as warned:
+        craft(RECIPES["fgsm"], network, grey_images(0.4), torch.zeros(4, dtype=torch.long))
+
+    assert len(warned) == 1
+
+
+def test_a_transfer_attack_works_on_the_backbone_and_is_judged_on_the_network():
+    network, backbone = MeanBoundary(0.5), MeanBoundary(0.9)
+    images = grey_images(0.45)
+
+    crafted = craft(RECIPES["pgd-transfer"], network, images, torch.zeros(4, dtype=torch.long), backbone=backbone)
+
+    assert crafted.fooled.tolist() == [False] * 4  # 8/255 is not enough for either
+    assert crafted.gradients.tolist() == [10] * 4
+    nearer = craft(RECIPES["pgd-transfer"], MeanBoundary(0.47), images, torch.zeros(4, dtype=torch.long),
+                   backbone=backbone)  # fmt: skip
+    assert nearer.fooled.all()
+
+
+def test_frozen_gates_are_a_recipe_of_their_own():
+    network = decouple(build_network("resnet8", 1, 10)).eval()
+    images = torch.rand(4, 1, 8, 8)
+    labels = network(images).argmax(dim=1)
+
+    seen, overlooked = (craft(replace(RECIPES["fgsm"], gates=gates), network, images, labels).pixels
+                        for gates in ("straight-through", "frozen"))  # fmt: skip
+    with network.frozen_gates():
+        by_hand = craft(RECIPES["fgsm"], network, images, labels).pixels
+
+    assert np.array_equal(overlooked, by_hand)
+    assert not np.array_equal(seen, overlooked)
+    assert not any(gate.frozen for gate in network.gates())
