@@ -1,11 +1,11 @@
 """Attacks that climb the loss inside a budget: FGSM, BIM, PGD and MI-FGSM are one loop with different settings.
 
-torchattacks returns the last iterate, asks about pixels that no 8-bit image has, and takes every image through every
-step. Here the network is only asked about images as they will be stored, rounded to 8 bits; an image that is fooled
-leaves the batch, and one that never is comes back as its best iterate. Sources: Goodfellow et al., "Explaining and
-Harnessing Adversarial Examples", 2015 (FGSM); Kurakin et al., "Adversarial Examples in the Physical World", 2017 (BIM);
-Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", 2018 (PGD); Dong et al., "Boosting
-Adversarial Attacks with Momentum", 2018 (MI-FGSM).
+torchattacks returns the last iterate, and takes every image through every step. Here an image that fools the network as
+it will be stored, rounded to 8 bits, leaves the batch, and one that never does comes back as its best iterate.
+Gradients are asked at the unrounded point: steps of less than half a level would else ask the same question again.
+Sources: Goodfellow et al., "Explaining and Harnessing Adversarial Examples", 2015 (FGSM); Kurakin et al., "Adversarial
+Examples in the Physical World", 2017 (BIM); Madry et al., "Towards Deep Learning Models Resistant to Adversarial
+Attacks", 2018 (PGD); Dong et al., "Boosting Adversarial Attacks with Momentum", 2018 (MI-FGSM).
 """
 
 from typing import Literal
@@ -51,14 +51,16 @@ class Ascent:
         result, lowest = points.clone(), torch.full_like(origin[:, 0, 0, 0], float("inf"))
         velocity = torch.zeros_like(origin)
         for index in range(self.steps + 1):
-            asked = rounded(points).requires_grad_(index < self.steps)
+            asked = points.detach().requires_grad_(index < self.steps)
             logits = problem.network(asked, rows)
             with torch.no_grad():
                 margin = problem.margin(logits, rows)
+                won = problem.is_goal(logits, rows)
+                won[won.clone()] = problem.reached(points[won], rows[won])
                 if index > 0 or self.start:  # the clean image is no attack
-                    better = margin < lowest[rows]
+                    better = (margin < lowest[rows]) | won if self.stop else margin < lowest[rows]
                     result[rows[better]], lowest[rows[better]] = points[better], margin[better]
-                staying = ~problem.is_goal(logits, rows) if self.stop else torch.ones_like(rows, dtype=torch.bool)
+                staying = ~won if self.stop else torch.ones_like(won)
                 if index == self.steps or not staying.any():
                     break
             gradient = _slope(problem, logits, asked, rows, staying)
