@@ -55,7 +55,9 @@ if __name__ == "__main__":
             "grpc_port": int(port),
             "metrics_port": int(port) + 2,
             "parallel_workers": 0,
-            "use_structured_logging": False,
+            # Not a line for each call.
+            "debug": False,
+            "logging_settings": {"version": 1, "root": {"level": "WARNING"}},
         }
         model = {"name": "peer", "implementation": "benchmarks.peers.mlserver_peer.Runtime"}
         (Path(folder) / "settings.json").write_text(json.dumps(settings), encoding="utf-8")

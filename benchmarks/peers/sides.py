@@ -76,7 +76,7 @@ def mlserver(target: str) -> Side:
 
             def ask(body: bytes) -> list[int]:
                 response = infer(body, timeout=_SECONDS)
-                labels: list[int] = list(response.outputs[0].contents.int64_contents)
+                labels: list[int] = np.frombuffer(response.raw_output_contents[0], dtype=np.int64).tolist()
                 return labels
 
             yield ask
