@@ -1,9 +1,11 @@
 """What paths say: how many there are, how much each gate depends on its image, what a layer tells of the class."""
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
@@ -46,7 +48,7 @@ def layer_figures(
     """A row for each gated layer, in network order.
 
     Args:
-        fitted: paths that the readers of the layers are fitted on.
+        fitted: paths that the layers' probes are fitted on.
         fitted_labels: classes of those images, `int64`, `(images,)`.
         judged: paths of other images; all figures are of these.
         labels: their classes, `int64`, `(images,)`.
@@ -71,19 +73,21 @@ def layer_figures(
 def class_information(
     fitted: npt.NDArray[np.bool_], fitted_labels: Labels, judged: npt.NDArray[np.bool_], labels: Labels
 ) -> float:
-    """Lower bound of I(mask; class) in nats: H(class) less the cross-entropy of a reader on images it never saw.
+    """Lower bound of I(mask; class) in nats: H(class) less the cross-entropy of a probe on images it never saw.
 
-    The reader is a logistic regression on the bits; a better one could only raise the bound (Barber and Agakov, "The
-    IM algorithm", 2003). Below zero for a reader that is worse than none.
+    The probe is a logistic regression on the bits; a better one could only raise the bound (Barber and Agakov, "The
+    IM algorithm", 2003). Below zero for a probe that is worse than none.
 
     Args:
-        fitted: masks that the reader is fitted on, `(images, filters)`.
+        fitted: masks that the probe is fitted on, `(images, filters)`.
         fitted_labels: their classes, `int64`, `(images,)`; every class must occur.
         judged: masks that it is judged on, `(other images, filters)`.
         labels: their classes, all among those of `fitted_labels`.
     """
-    reader = LogisticRegression(max_iter=500).fit(fitted, fitted_labels)
-    cross_entropy = log_loss(labels, reader.predict_proba(judged), labels=reader.classes_)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the bound holds for any probe, a finished one or not
+        probe = LogisticRegression(max_iter=500).fit(fitted, fitted_labels)
+    cross_entropy = log_loss(labels, probe.predict_proba(judged), labels=probe.classes_)
     shares = np.bincount(labels) / len(labels)
     shares = shares[shares > 0]
     return float(-(shares * np.log(shares)).sum() - cross_entropy)
