@@ -19,7 +19,7 @@ demo: install
 	$(BIN)/python -m benchmarks.demo --out out/demo
 
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: install
 	$(BIN)/ruff check .
