@@ -8,8 +8,8 @@ torchattacks' C&W has no search for its constant, so the loop runs it for six co
 takes for each of its six, and keeps for each image the nearest that fools; C&W with one constant on both sides stands
 beside it. Step for step ours is slower, because it looks at every image by itself and only counts what survives
 rounding, and it comes much nearer; the bar on C&W therefore stands at the fewest of our steps whose success and
-distance are no worse than those of their whole loop. What fooled, and how far it is, is counted by one function for both, before and after rounding to 8 bits:
-times are only worth comparing beside it.
+distance are no worse than those of their whole loop. What fooled, and how far it is, is counted by one function for
+both, before and after rounding to 8 bits: times are only worth comparing beside it.
 
 **Memory** is `benchmarks.memory`, in a process of its own.
 
