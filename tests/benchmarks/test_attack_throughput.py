@@ -8,6 +8,7 @@ import pytest
 import torchattacks
 
 from attacks.recipes import RECIPES
+from attacks.suites import recipe_named
 from benchmarks import attack_throughput
 from benchmarks.attack_throughput import SUITE_IMAGES, Contest, contests, measure_member, memory_rows, race, suite_rows
 from detector.datasets import ImageSet
@@ -88,3 +89,10 @@ def test_figures_of_memory_come_from_their_own_benchmark(monkeypatch):
     monkeypatch.setattr(subprocess, "run", run)
 
     assert [(row.figure, row.met) for row in memory_rows()] == [("memory: after 50000 / after 1000", True)]
+
+
+def test_noise_is_measured_like_an_attack(images):
+    count, seconds, _ = measure_member(recipe_named("noise-pgd"), MeanBoundary(0.5), MeanBoundary(0.5), images, None)
+
+    assert count == 250
+    assert seconds > 0
