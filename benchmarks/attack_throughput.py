@@ -4,12 +4,13 @@
 
 **Speed.** Same process, same published network, same images, same batches; ours and theirs take turns on each batch.
 The plain loop is what a user of torchattacks writes: make the attack once, call it on each batch, keep what it gives.
-torchattacks' C&W has no search for its constant, so the loop runs it for six constants with as many steps as ours
-takes for each of its six, and keeps for each image the nearest that fools; C&W with one constant on both sides stands
+torchattacks' C&W has no search for its constant, so the loop runs it for five constants with as many steps as ours
+takes for each of its five, and keeps for each image the nearest that fools; C&W with one constant on both sides stands
 beside it. Step for step ours is slower, because it looks at every image by itself and only counts what survives
-rounding, and it comes much nearer; the bar on C&W therefore stands at the fewest of our steps whose success and
-distance are no worse than those of their whole loop. What fooled, and how far it is, is counted by one function for
-both, before and after rounding to 8 bits: times are only worth comparing beside it.
+rounding, and it comes much nearer; the bar on C&W therefore stands on one search of ours against their whole loop,
+which it counts for only as long as the table shows success and distance no worse than theirs. What fooled, and how far
+it is, is counted by one function for both, before and after rounding to 8 bits: times are only worth comparing beside
+it.
 
 **Memory** is `benchmarks.memory`, in a process of its own.
 
