@@ -16,8 +16,8 @@ from attacks.selection import rightly_classified
 from attacks.store import AttackStore, ShardKey, ShardRecord
 from detector.batches import device_of, to_tensor
 from detector.datasets import ImageSet
-from detector.decouple import GatedNet
 from detector.errors import ArtifactError, DataError
+from detector.network.decouple import GatedNet
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,9 @@ from attacks.draws import Draws, seed_of
 from attacks.problem import Problem, Victim, Watcher, rounded
 from attacks.recipes import Recipe, TargetRule
 from detector.batches import to_pixels
-from detector.decouple import GatedNet
 from detector.errors import RequestError
 from detector.images import Pixels
+from detector.network.decouple import GatedNet
 
 NO_TARGET = -1
 BATCH = 500

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from attacks.store import AttackStore
 from detector.batches import device_of, to_tensor
-from detector.decouple import GatedNet
-from detector.encoder import Evidence, encode
+from detector.network.decouple import GatedNet
+from detector.paths.encoder import Evidence, encode
 
 
 def fooling_evidence(network: GatedNet, store: AttackStore, split: str, recipe: str) -> Iterator[Evidence]:

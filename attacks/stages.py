@@ -14,17 +14,17 @@ from attacks.report import AttackFigures, attack_figures
 from attacks.store import AttackStore, Origin
 from detector.batches import best_device
 from detector.bundle import Bundle, DetectorInfo, add_detector
-from detector.compiled_score import compile_score
 from detector.datasets import Indices, Splits
-from detector.decouple import GatedNet
-from detector.encoder import Evidence, encode_set
 from detector.errors import ArtifactError, DataError
-from detector.evaluation import DetectionFigures, FalseAlarmFigures, detection_figures, false_alarm_figures
-from detector.features import FEATURES
-from detector.fitting import FittedDetector, fit_detector
 from detector.model_card import write_card
+from detector.network.decouple import GatedNet
+from detector.paths.encoder import Evidence, encode_set
+from detector.paths.features import FEATURES
+from detector.scoring.compiled_score import compile_score
+from detector.scoring.evaluation import DetectionFigures, FalseAlarmFigures, detection_figures, false_alarm_figures
+from detector.scoring.fitting import FittedDetector, fit_detector
+from detector.scoring.thresholds import Scores
 from detector.stages import check_fits
-from detector.thresholds import Scores
 
 ATTACKED_SPLITS = ("fitting", "test")
 # Of clean images and of each attack: all of CIFAR-10's fitting split, and a bound on memory for larger sets.
@@ -92,7 +92,7 @@ def make_detector(bundle: Bundle, splits: Splits, store: AttackStore, features: 
         bundle: with a decoupled network.
         splits: the data.
         store: attacks on that network.
-        features: name of the features, in `detector.features.FEATURES`.
+        features: name of the features, in `detector.paths.features.FEATURES`.
         rate: share of false alarms allowed unless a request says otherwise, in (0, 1).
         seed: of the classifier.
 

@@ -1,7 +1,7 @@
 """A detector's score as torch sees it: features of the path and a scorer, both with a gradient.
 
-The features are those of `detector.features`, number for number; where a path bit jumps, its gradient is that of a
-sigmoid (straight through), which never vanishes as the gate's own does. Standardisation before a logistic regression
+The features are those of `detector.paths.features`, number for number; where a path bit jumps, its gradient is that of
+a sigmoid (straight through), which never vanishes as the gate's own does. Standardisation before a logistic regression
 becomes the same arithmetic in torch. Any other scikit-learn classifier has no gradient; it is imitated by a small
 network that was fitted on its scores, and how well the imitation ranks images it was not fitted on is part of the
 result. Surrogates that are attacked in the place of what has no gradient: Papernot et al., "Practical Black-Box Attacks
@@ -21,11 +21,11 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from detector.classifier import FalseAlarmClassifier
-from detector.compiled_score import Score, compile_score
-from detector.encoder import Floats
 from detector.errors import RequestError
-from detector.gates import round_straight_through
+from detector.network.gates import round_straight_through
+from detector.paths.encoder import Floats
+from detector.scoring.classifier import FalseAlarmClassifier
+from detector.scoring.compiled_score import Score, compile_score
 
 Features = Callable[[Tensor, Tensor], Tensor]
 
@@ -70,7 +70,7 @@ def all_features(class_logits: Tensor, gate_logits: Tensor) -> Tensor:
     )
 
 
-# Class logits and gate logits of all gates side by side -> the columns of `detector.features.FEATURES`.
+# Class logits and gate logits of all gates side by side -> the columns of `detector.paths.features.FEATURES`.
 TORCH_FEATURES: Mapping[str, Features] = {
     "bits": path_bits,
     "gates": gate_logits,

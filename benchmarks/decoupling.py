@@ -33,21 +33,21 @@ from benchmarks.overhead import interleaved
 from benchmarks.report import Row, machine, print_rows, write_rows
 from detector.batches import best_device, device_of, to_pixels, to_tensor
 from detector.bundle import MANIFEST, Bundle
-from detector.checkpoint import FILE as CHECKPOINT
 from detector.datasets import Splits, load_splits
-from detector.decouple import GatedNet, decouple
-from detector.encoder import encode, encode_set
 from detector.errors import ArtifactError
 from detector.files import write_whole
-from detector.folding import fold_normalisation
-from detector.losses import OBJECTIVES, Objective
-from detector.macs import cost_of
-from detector.networks import build_network
-from detector.path_encoding import PathEncoding
-from detector.path_statistics import distinct_paths, flipped_bits, layer_figures
-from detector.schedule import Schedule
+from detector.network.checkpoint import FILE as CHECKPOINT
+from detector.network.decouple import GatedNet, decouple
+from detector.network.folding import fold_normalisation
+from detector.network.losses import OBJECTIVES, Objective
+from detector.network.macs import cost_of
+from detector.network.networks import build_network
+from detector.network.schedule import Schedule
+from detector.network.training import accuracy, train_decoupled
+from detector.paths.encoder import encode, encode_set
+from detector.paths.path_encoding import PathEncoding
+from detector.paths.path_statistics import distinct_paths, flipped_bits, layer_figures
 from detector.stages import NETWORK_CHECKPOINTS, make_backbone, make_decoupled, probe_images
-from detector.training import accuracy, train_decoupled
 from pathguard.progress import training_bar
 from pathguard.tables import show
 

@@ -27,13 +27,13 @@ from benchmarks.report import Row, print_rows, write_rows
 from benchmarks.server import server_process
 from detector.bundle import Bundle
 from detector.datasets import Splits, describe, load_splits
-from detector.evaluation import DetectionFigures, FalseAlarmFigures, detection_figures, false_alarm_figures
 from detector.images import Pixels, encode_png
-from detector.path_encoding import PathEncoding
+from detector.network.schedule import Schedule
+from detector.paths.path_encoding import PathEncoding
 from detector.pictures import draw_path_pair
-from detector.schedule import Schedule
+from detector.scoring.evaluation import DetectionFigures, FalseAlarmFigures, detection_figures, false_alarm_figures
+from detector.scoring.thresholds import Scores
 from detector.stages import DecoupledFigures, make_backbone, make_decoupled
-from detector.thresholds import Scores
 from pathguard.client import Client
 from pathguard.progress import attack_bar, training_bar
 from pathguard.tables import show

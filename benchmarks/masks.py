@@ -5,8 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from detector.decouple import GatedNet
-from detector.gates import GateReading
+from detector.network.decouple import GatedNet
+from detector.network.gates import GateReading
 
 
 class StaticMask(nn.Module):

@@ -26,9 +26,9 @@ from attacks.store import AttackStore, Origin
 from benchmarks.report import Row, print_rows, write_rows
 from detector.batches import batches
 from detector.datasets import ImageSet, Indices
-from detector.decouple import decouple
 from detector.images import ImageSpec, Pixels
-from detector.networks import build_network
+from detector.network.decouple import decouple
+from detector.network.networks import build_network
 
 FEW, MANY, QUICK_MANY, SHARD = 1_000, 50_000, 10_000, 250
 

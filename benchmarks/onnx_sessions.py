@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from detector.decouple import GatedNet
+from detector.network.decouple import GatedNet
 
 
 class WithGateLogits(nn.Module):

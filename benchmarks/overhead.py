@@ -22,14 +22,14 @@ from torch.fx.experimental.optimization import fuse
 from benchmarks.report import Row, print_rows, write_rows
 from detector.batches import to_tensor
 from detector.bundle import Bundle, DetectorInfo, GatesInfo, NetworkInfo, add_detector, add_network, begin_bundle
-from detector.classifier import default_estimator
-from detector.decouple import decouple
-from detector.encoder import encode
-from detector.features import features_named
 from detector.images import ImageSpec, Pixels
-from detector.networks import build_network
-from detector.scoring import Detector
-from detector.thresholds import Calibration
+from detector.network.decouple import decouple
+from detector.network.networks import build_network
+from detector.paths.encoder import encode
+from detector.paths.features import features_named
+from detector.scoring.classifier import default_estimator
+from detector.scoring.detector import Detector
+from detector.scoring.thresholds import Calibration
 
 BARS = {1: 1.6, 32: 1.25}
 NETWORKS = ("resnet20", "resnet56", "resnet8")

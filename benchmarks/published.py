@@ -1,7 +1,7 @@
 """The published CIFAR-10 backbones of akamaster/pytorch_resnet_cifar10, as this project's own networks.
 
-Their weights (He et al. 2016, option-A shortcuts) carry the same names as `detector.resnet.SmallResNet` behind a
-prefix, so that nothing is mapped but the prefix; the normalisation, which their authors keep outside the network,
+Their weights (He et al. 2016, option-A shortcuts) carry the same names as `detector.network.resnet.SmallResNet` behind
+a prefix, so that nothing is mapped but the prefix; the normalisation, which their authors keep outside the network,
 becomes its first layer. Attacks on them can be compared with other libraries'; they saw all 50,000 training images,
 so that no detector is published on them.
 """
@@ -16,7 +16,7 @@ from torch import nn
 from attacks.selection import rightly_classified
 from detector.datasets import ImageSet, load_splits
 from detector.errors import ArtifactError, DataError
-from detector.resnet import SmallResNet
+from detector.network.resnet import SmallResNet
 
 PREFIX = "module."
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -19,7 +19,7 @@ from attacks.recipes import RECIPES
 from benchmarks.report import Row
 from detector.batches import to_tensor
 from detector.datasets import load_splits
-from detector.normalise import Normalise
+from detector.network.normalise import Normalise
 
 EPSILON = 8 / 255
 STEPS = 100

@@ -27,7 +27,7 @@ from benchmarks.report import Row, print_rows, write_rows
 from benchmarks.server import resident_megabytes, server_process
 from detector.bundle import Bundle
 from detector.images import ImageSpec, Pixels, decode, encode_png
-from detector.scoring import Detector
+from detector.scoring.detector import Detector
 from protos.pathguard.v1 import detection_pb2 as pb
 from protos.pathguard.v1.detection_pb2_grpc import DetectionServiceStub
 

@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from detector.bundle import Bundle
-from detector.scoring import Detector
+from detector.scoring.detector import Detector
 from pathguard.client import Client, ClientError, ImageResult
 from torture.report import Outcome, all_passed, outcome_of, print_outcomes, write_outcomes
 

@@ -34,13 +34,13 @@ from safetensors import SafetensorError
 from sklearn.base import BaseEstimator
 from torch import nn
 
-from detector.classifier import FalseAlarmClassifier
-from detector.decouple import GatedNet, decouple, decouple_named
 from detector.errors import ArtifactError, RequestError
 from detector.files import write_whole
 from detector.images import ImageSpec
-from detector.networks import build_network
-from detector.thresholds import Calibration
+from detector.network.decouple import GatedNet, decouple, decouple_named
+from detector.network.networks import build_network
+from detector.scoring.classifier import FalseAlarmClassifier
+from detector.scoring.thresholds import Calibration
 
 SCHEMA = 2
 MANIFEST = "manifest.json"
@@ -55,7 +55,7 @@ class NetworkInfo:
     """What it takes to rebuild the networks of a bundle.
 
     Attributes:
-        name: of the backbone, in `detector.networks.NETWORKS`, or the `package.module:function` that builds it.
+        name: of the backbone, in `detector.network.networks.NETWORKS`, or the `package.module:function` that builds it.
         classes: names of the classes, in the order of their index.
         spec: the images that it takes.
         data: name of the data set that it was trained on.
@@ -94,7 +94,7 @@ class DetectorInfo:
     """How the detector was fitted.
 
     Attributes:
-        features: name of the features, in `detector.features.FEATURES`.
+        features: name of the features, in `detector.paths.features.FEATURES`.
         max_false_alarm_rate: the rate at which it flags unless asked otherwise, in (0, 1).
         recipes: names of the attacks that it was fitted on.
     """

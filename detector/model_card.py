@@ -11,7 +11,7 @@ from typing import Any
 from detector.bundle import Bundle
 from detector.errors import ArtifactError
 from detector.files import write_whole
-from detector.path_statistics import LayerFigures
+from detector.paths.path_statistics import LayerFigures
 
 MARKDOWN, JSON = "MODEL_CARD.md", "model_card.json"
 

@@ -9,7 +9,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
 
 from detector.images import Pixels
-from detector.path_encoding import PathEncoding
+from detector.paths.path_encoding import PathEncoding
 
 # Okabe and Ito's palette, told apart by the colour-blind too.
 CLOSED, OPEN, OPENED, SHUT = "#e8e8e8", "#56697a", "#d55e00", "#0072b2"

@@ -15,19 +15,16 @@ from torch import nn
 from detector.batches import best_device, device_of, to_tensor
 from detector.bundle import MANIFEST, Bundle, GatesInfo, NetworkInfo, add_network, begin_bundle
 from detector.datasets import ImageSet, Splits
-from detector.decouple import GatedNet, decouple
-from detector.encoder import encode_set
 from detector.errors import ArtifactError, DataError, RequestError, TrainingError
 from detector.files import sha256_of
-from detector.losses import objective_named
-from detector.macs import cost_of
 from detector.model_card import write_card
-from detector.named_gates import NamedGates
-from detector.networks import build_network
-from detector.path_encoding import PathEncoding
-from detector.path_statistics import LayerFigures, distinct_paths, layer_figures
-from detector.schedule import Schedule
-from detector.training import (
+from detector.network.decouple import GatedNet, decouple
+from detector.network.losses import objective_named
+from detector.network.macs import cost_of
+from detector.network.named_gates import NamedGates
+from detector.network.networks import build_network
+from detector.network.schedule import Schedule
+from detector.network.training import (
     KEEP_TOLERANCE,
     GateFigures,
     Listener,
@@ -37,7 +34,10 @@ from detector.training import (
     train_backbone,
     train_decoupled,
 )
-from detector.weights import load_weights
+from detector.network.weights import load_weights
+from detector.paths.encoder import encode_set
+from detector.paths.path_encoding import PathEncoding
+from detector.paths.path_statistics import LayerFigures, distinct_paths, layer_figures
 
 BACKBONE_CHECKPOINTS, NETWORK_CHECKPOINTS = "checkpoint-backbone", "checkpoint-network"
 # Training images, as many of each class, whose paths the layers' probes are fitted on.
@@ -92,7 +92,7 @@ def make_backbone(
     """Train a backbone from scratch into a new bundle; the same call goes on with an interrupted run.
 
     Args:
-        name: of the network, in `detector.networks.NETWORKS`, or `package.module:function`, whose code is run.
+        name: of the network, in `detector.network.networks.NETWORKS`, or `package.module:function`, whose code is run.
         splits: the data.
         schedule: how long and how fast; its seed also draws the first weights.
         folder: the new bundle.
@@ -104,7 +104,7 @@ def make_backbone(
         ArtifactError: `folder` already holds a bundle.
         DataError: a class has no training images.
         RequestError: the network is unknown or does not fit the images, or there is too little data for one step.
-        TrainingError: see `detector.training.train_backbone`.
+        TrainingError: see `detector.network.training.train_backbone`.
     """
     _check_new(folder)
     _check_enough(splits.train, schedule)
@@ -127,11 +127,11 @@ def import_backbone(
     """Begin a bundle with a backbone that was trained elsewhere.
 
     Args:
-        name: of the network, in `detector.networks.NETWORKS`, or `package.module:function`, whose code is run.
+        name: of the network, in `detector.network.networks.NETWORKS`, or `package.module:function`, whose code is run.
         weights: safetensors file.
         splits: the data that the network is for.
         folder: the new bundle.
-        mean: see `detector.weights.load_weights`.
+        mean: see `detector.network.weights.load_weights`.
         std: likewise.
         resize: whether the network, when served, takes images of other sizes and resizes them.
         command: what the user typed, for the model card.
@@ -173,7 +173,7 @@ def make_decoupled(
         bundle: with a trained backbone.
         splits: the data that the backbone was trained on.
         keep: share of filters to keep open, in (0, 1].
-        objective: name of the loss, in `detector.losses.OBJECTIVES`.
+        objective: name of the loss, in `detector.network.losses.OBJECTIVES`.
         schedule: how long and how fast; its seed also draws the gates' first weights.
         folder: the bundle that grows: that of `bundle`, or another.
         listen: called after every step.
@@ -184,7 +184,7 @@ def make_decoupled(
         ArtifactError: `folder` already holds a decoupled network.
         DataError: the data does not fit the backbone, or a class has no training images.
         RequestError: `keep` or `objective` is not one of the possible, or there is too little data for one step.
-        TrainingError: see `detector.training.train_decoupled`.
+        TrainingError: see `detector.network.training.train_decoupled`.
     """
     check_fits(bundle, splits.train)
     _check_grows(bundle, folder)

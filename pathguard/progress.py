@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 if TYPE_CHECKING:
     from attacks.campaign import Campaign
-    from detector.training import Progress as TrainingProgress
+    from detector.network.training import Progress as TrainingProgress
 
 
 # Names of validation figures that would not fit on a line of 80 columns.

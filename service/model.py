@@ -8,13 +8,13 @@ from typing import Protocol
 
 import numpy as np
 
-from detector.detections import Detections
 from detector.images import ImageSpec, Pixels
+from detector.scoring.detections import Detections
 from service.errors import AnswerError, UnknownModelError
 
 
 class Model(Protocol):
-    """A fitted and calibrated detector, as the server sees it: `detector.scoring.Detector`, or a test's fake."""
+    """A fitted and calibrated detector as the server sees it: `scoring.detector.Detector`, or a test's fake."""
 
     @property
     def name(self) -> str:

@@ -11,9 +11,9 @@ from sklearn.datasets import load_digits
 
 from detector.bundle import Bundle, GatesInfo, NetworkInfo, add_network, begin_bundle
 from detector.datasets import ImageSet, Splits, cut
-from detector.decouple import decouple
 from detector.images import ImageSpec
-from detector.networks import build_network
+from detector.network.decouple import decouple
+from detector.network.networks import build_network
 
 # How long an example takes says nothing on a busy machine.
 settings.register_profile("pathguard", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 
 from attacks.store import AttackStore
 from detector.bundle import Bundle
-from detector.scoring import Detector
+from detector.scoring.detector import Detector
 from pathguard.cli import main
 from pathguard.client import Client, Verdict
 

@@ -8,8 +8,8 @@ import time
 
 import numpy as np
 
-from detector.detections import Detections
 from detector.images import Pixels
+from detector.scoring.detections import Detections
 from service.config import ServiceConfig
 from service.server import run
 from tests.service.fakes import POISON, FakeDetector

@@ -8,7 +8,7 @@ import numpy as np
 
 from detector.bundle import Bundle
 from detector.images import Pixels, encode_png
-from detector.scoring import Detector
+from detector.scoring.detector import Detector
 from protos.pathguard.v1 import detection_pb2 as pb
 from tests.service.fakes import CLASSES, message_of
 

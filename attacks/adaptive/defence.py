@@ -14,12 +14,12 @@ from attacks.problem import Problem, Victim
 from attacks.surrogate import Surrogate, surrogate_of, torch_features
 from detector.batches import batches, device_of, to_pixels, to_tensor
 from detector.bundle import Bundle
-from detector.compiled_score import compile_score
 from detector.datasets import ImageSet
-from detector.decouple import GatedNet
-from detector.encoder import Floats, encode
 from detector.errors import DataError
-from detector.features import features_named
+from detector.network.decouple import GatedNet
+from detector.paths.encoder import Floats, encode
+from detector.paths.features import features_named
+from detector.scoring.compiled_score import compile_score
 
 log = logging.getLogger(__name__)
 

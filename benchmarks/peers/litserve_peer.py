@@ -20,7 +20,7 @@ class Api(litserve.LitAPI):
     def setup(self, device: str) -> None:  # noqa: ARG002
         """In LitServe's worker process."""
         from detector.bundle import Bundle
-        from detector.scoring import Detector
+        from detector.scoring.detector import Detector
 
         torch.set_num_threads(1)
         self.detector = Detector(Bundle(Path(sys.argv[1])))

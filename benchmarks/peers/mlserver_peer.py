@@ -24,7 +24,7 @@ class Runtime(MLModel):
     async def load(self) -> bool:
         """Once, before calls are taken."""
         from detector.bundle import Bundle
-        from detector.scoring import Detector
+        from detector.scoring.detector import Detector
 
         torch.set_num_threads(1)
         self.detector = Detector(Bundle(Path(os.environ[BUNDLE])))

@@ -36,7 +36,7 @@ def train(
     json_: Json = False,
 ) -> None:
     """Train a plain backbone: the first stage of a bundle. Run again to go on after an interruption."""
-    from detector.schedule import Schedule
+    from detector.network.schedule import Schedule
     from detector.stages import make_backbone
 
     splits = splits_of(data, data_dir, image_size)
@@ -85,8 +85,8 @@ def decouple(
 ) -> None:
     """Put gates into a backbone and train them: the second stage. Run again to go on after an interruption."""
     from detector.bundle import Bundle
-    from detector.networks import NETWORKS
-    from detector.schedule import Schedule
+    from detector.network.networks import NETWORKS
+    from detector.network.schedule import Schedule
     from detector.stages import make_decoupled
 
     if weights is not None:

@@ -96,7 +96,7 @@ def upgrade(
 
 def _load(trusted: str | None, found: "FoundVersion", name: str) -> "Model":
     from detector.bundle import Bundle
-    from detector.scoring import Detector
+    from detector.scoring.detector import Detector
 
     return Detector(Bundle(found.folder, trusted), name)
 

@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from detector.detections import Detections
 from detector.images import ImageSpec, Pixels
+from detector.scoring.detections import Detections
 from service.errors import UnavailableError, UnknownModelError
 from service.model import Model
 

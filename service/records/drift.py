@@ -4,8 +4,8 @@ Windows of a fixed number of images are judged by two kept tests, each at a leve
 
 - `share`: how probable at least so many flagged images are if each is as suspicious as a clean one. With n calibration
   scores and k = ceil((n + 1)(1 - α)) the flagged among m images are then beta-binomial, Beta(n + 1 - k, k), the law by
-  which `detector.thresholds` states the realised rate. Small when there are more attacks or stranger images than the
-  allowed rate explains; it is blind to fewer.
+  which `scoring.thresholds` states the realised rate. Small when there are more attacks or stranger images than
+  the allowed rate explains; it is blind to fewer.
 - `p_values`: the two-sample Kolmogorov-Smirnov test of the window's p-values against the calibration's, which are even
   by construction (scipy's limiting distribution, `kstwobign`). Small when scores have moved either way.
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from attacks.selection import rightly_classified
 from detector.batches import to_tensor
 from detector.bundle import Bundle
-from detector.decouple import GatedNet
-from detector.schedule import Schedule
+from detector.network.decouple import GatedNet
+from detector.network.schedule import Schedule
 from detector.stages import make_backbone, make_decoupled
 
 

@@ -10,9 +10,9 @@ from torch import nn
 from attacks.craft import ProbabilitiesWarning, craft
 from attacks.recipes import RECIPES, Recipe
 from detector.batches import to_tensor
-from detector.decouple import decouple
 from detector.errors import RequestError
-from detector.networks import build_network
+from detector.network.decouple import decouple
+from detector.network.networks import build_network
 from tests.oracles import MeanBoundary, NearestCorner, NeverFooled, WeightedSum, grey_images
 
 PIXELS = 144

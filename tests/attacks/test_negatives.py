@@ -13,7 +13,7 @@ from attacks.store import AttackStore
 from attacks.suites import recipes_named
 from detector.batches import to_pixels
 from detector.errors import DataError, RequestError
-from detector.networks import build_network
+from detector.network.networks import build_network
 
 PGD = replace(RECIPES["pgd"], settings={**RECIPES["pgd"].settings, "steps": 2})
 

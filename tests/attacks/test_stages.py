@@ -11,7 +11,7 @@ from attacks.selection import rightly_classified
 from attacks.stages import judge_detector, judge_each_feature, make_attacks, make_detector
 from attacks.store import AttackStore, Origin, ShardKey
 from detector.errors import ArtifactError, DataError, RequestError
-from detector.features import FEATURES
+from detector.paths.features import FEATURES
 from tests.conftest import untrained_bundle
 
 RECIPE = [RECIPES["fgsm"]]

@@ -7,12 +7,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from attacks.surrogate import TORCH_FEATURES, imitate, surrogate_of, torch_features
-from detector.classifier import FalseAlarmClassifier
-from detector.decouple import decouple
-from detector.encoder import encode
 from detector.errors import RequestError
-from detector.features import FEATURES
-from detector.networks import build_network
+from detector.network.decouple import decouple
+from detector.network.networks import build_network
+from detector.paths.encoder import encode
+from detector.paths.features import FEATURES
+from detector.scoring.classifier import FalseAlarmClassifier
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 import torch
 
 from benchmarks.masks import RandomMask, StaticMask, put_masks
-from detector.decouple import decouple
-from detector.encoder import encode
-from detector.networks import build_network
+from detector.network.decouple import decouple
+from detector.network.networks import build_network
+from detector.paths.encoder import encode
 
 
 def test_a_static_mask_opens_the_filters_of_largest_scale_for_every_image():

@@ -3,7 +3,7 @@ import torch
 
 from benchmarks.published import MEAN, STD, load_published
 from detector.errors import ArtifactError
-from detector.resnet import SmallResNet
+from detector.network.resnet import SmallResNet
 
 
 def save_as_published(file, network):

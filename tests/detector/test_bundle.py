@@ -9,13 +9,13 @@ from sklearn.preprocessing import FunctionTransformer
 
 from detector import bundle as bundles
 from detector.bundle import Bundle, DetectorInfo, add_detector, recalibrate, upgrade_bundle
-from detector.classifier import default_estimator
-from detector.encoder import Evidence, encode_set
 from detector.errors import ArtifactError
-from detector.features import all_features
 from detector.files import write_whole
-from detector.scoring import Detector
-from detector.thresholds import Calibration
+from detector.paths.encoder import Evidence, encode_set
+from detector.paths.features import all_features
+from detector.scoring.classifier import default_estimator
+from detector.scoring.detector import Detector
+from detector.scoring.thresholds import Calibration
 
 
 @pytest.fixture

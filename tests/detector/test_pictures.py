@@ -1,7 +1,7 @@
 import numpy as np
 from PIL import Image
 
-from detector.path_encoding import PathEncoding
+from detector.paths.path_encoding import PathEncoding
 from detector.pictures import draw_path_pair
 
 

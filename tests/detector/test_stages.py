@@ -8,7 +8,7 @@ import torch
 from detector.bundle import Bundle
 from detector.errors import ArtifactError, DataError, RequestError, TrainingError
 from detector.model_card import JSON, MARKDOWN
-from detector.schedule import Schedule
+from detector.network.schedule import Schedule
 from detector.stages import import_backbone, make_backbone, make_decoupled
 
 SCHEDULE = Schedule(epochs=2, batch=64, learning_rate=0.05, flip=False)

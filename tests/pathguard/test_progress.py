@@ -1,6 +1,6 @@
 from attacks.campaign import Campaign
 from attacks.store import ShardKey, ShardRecord
-from detector.training import Progress
+from detector.network.training import Progress
 from pathguard.progress import attack_bar, training_bar
 
 

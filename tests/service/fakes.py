@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from detector.detections import Detections
 from detector.images import ImageSpec, Pixels
-from detector.path_encoding import PathEncoding
+from detector.paths.path_encoding import PathEncoding
+from detector.scoring.detections import Detections
 from protos.pathguard.v1 import detection_pb2 as pb
 
 SPEC = ImageSpec(height=4, width=4, channels=3)

@@ -7,8 +7,8 @@ import os
 import sys
 import time
 
-from detector.detections import Detections
 from detector.images import Pixels
+from detector.scoring.detections import Detections
 from service.config import ServiceConfig
 from service.server import run
 from tests.service.fakes import FakeDetector

@@ -6,7 +6,7 @@ from hypothesis.extra import numpy as arrays
 
 from detector.errors import ImageError
 from detector.images import ImageSpec, encode_png
-from detector.path_encoding import PathEncoding
+from detector.paths.path_encoding import PathEncoding
 from protos.pathguard.v1 import detection_pb2 as pb
 from service.access.callers import FULL
 from service.errors import InvalidRequestError

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from detector.detections import Detections
+from detector.scoring.detections import Detections
 from service.errors import AnswerError
 from service.model import ask, smallest_false_alarm_rate
 from tests.service.fakes import FakeDetector, bits_of, image_of

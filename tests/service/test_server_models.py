@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from detector.bundle import Bundle, DetectorInfo, add_detector, recalibrate
-from detector.classifier import default_estimator
-from detector.detections import Detections
-from detector.encoder import Evidence, encode_set
 from detector.errors import ArtifactError
-from detector.features import all_features
-from detector.scoring import Detector
-from detector.thresholds import Calibration
+from detector.paths.encoder import Evidence, encode_set
+from detector.paths.features import all_features
+from detector.scoring.classifier import default_estimator
+from detector.scoring.detections import Detections
+from detector.scoring.detector import Detector
+from detector.scoring.thresholds import Calibration
 from protos.inference import grpc_service_pb2 as oip
 from protos.inference.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 from protos.pathguard.v1 import detection_pb2 as pb

@@ -14,14 +14,14 @@ from attacks.stages import make_attacks, make_detector
 from attacks.store import AttackStore
 from detector.batches import to_pixels, to_tensor
 from detector.bundle import add_detector
-from detector.classifier import FalseAlarmClassifier
-from detector.encoder import encode, encode_set
 from detector.errors import ArtifactError, RequestError
-from detector.features import FEATURES
-from detector.scoring import Detector
+from detector.network.training import Schedule
+from detector.paths.encoder import encode, encode_set
+from detector.paths.features import FEATURES
+from detector.scoring.classifier import FalseAlarmClassifier
+from detector.scoring.detector import Detector
+from detector.scoring.thresholds import Calibration
 from detector.stages import make_backbone, make_decoupled
-from detector.thresholds import Calibration
-from detector.training import Schedule
 
 CPU = torch.device("cpu")
 WITH_GRADIENTS = pytest.mark.parametrize(

@@ -1,0 +1,75 @@
+"""Images -> what one forward pass of a decoupled network leaves behind as evidence."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from detector.batches import batches, device_of
+from detector.datasets import ImageSet
+from detector.network.decouple import GatedNet
+from detector.paths.path_encoding import PathEncoding
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One forward pass over a batch of images.
+
+    Attributes:
+        class_logits: `float32`, `(images, classes)`.
+        gate_logits: `u` of all gates side by side, `float32`, `(images, total channels)`.
+        path: the calculation paths: True where a gate logit is above zero.
+    """
+
+    class_logits: Floats
+    gate_logits: Floats
+    path: PathEncoding
+
+    def __len__(self) -> int:
+        return len(self.path)
+
+    @classmethod
+    def stacked(cls, parts: Iterable["Evidence"], at_most: int | None = None) -> "Evidence | None":
+        """The evidence of the images of `parts`, in order; None where there are none.
+
+        Args:
+            parts: read one by one.
+            at_most: about where to stop: no further part is read once this many images are there.
+        """
+        kept: list[Evidence] = []
+        for part in parts:
+            kept.append(part)
+            if at_most is not None and sum(map(len, kept)) >= at_most:
+                break
+        if not kept:
+            return None
+        return cls(
+            np.concatenate([part.class_logits for part in kept]),
+            np.concatenate([part.gate_logits for part in kept]),
+            PathEncoding.stacked([part.path for part in kept]),
+        )
+
+
+def encode(network: GatedNet, images: Tensor) -> Evidence:
+    """One forward pass in inference mode; `network` must be in evaluation mode.
+
+    Args:
+        network: the decoupled network.
+        images: in [0, 1], `(batch, channels, height, width)`.
+    """
+    with torch.inference_mode():
+        logits, readings = network.trace(images)
+        gate_logits = torch.cat([reading.logits for reading in readings.values()], dim=1).float().cpu().numpy()
+    return Evidence(logits.float().cpu().numpy(), gate_logits, PathEncoding(gate_logits > 0, network.layers))
+
+
+def encode_set(network: GatedNet, images: ImageSet, batch: int = 500) -> Iterator[Evidence]:
+    """The evidence of `images`, one batch in memory at a time."""
+    network.eval()
+    for _, pixels in batches(images, batch, device_of(network)):
+        yield encode(network, pixels)

@@ -1,0 +1,104 @@
+"""The scikit-learn classifier that tells usual paths from unusual ones."""
+
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils import Tags
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from detector.scoring.thresholds import Calibration
+
+
+def default_estimator(seed: int = 0) -> BaseEstimator:
+    """Logistic regression on standardised columns: quick, and each column's part in a score can be named."""
+    return make_pipeline(
+        StandardScaler(), LogisticRegression(C=0.01, max_iter=1000, class_weight="balanced", random_state=seed)
+    )
+
+
+class FalseAlarmClassifier(ClassifierMixin, BaseEstimator):
+    """Flags the positive class only above a threshold that a given share of the negatives may pass.
+
+    `fit` sets the threshold on the negatives it is given; `calibrate` sets it anew on fresh ones, because scores of
+    images that were fitted on are too low.
+    """
+
+    def __init__(self, estimator: BaseEstimator | None = None, max_false_alarms: float = 0.05) -> None:
+        """Wrap a scikit-learn classifier.
+
+        Args:
+            estimator: any binary classifier; None for `default_estimator()`.
+            max_false_alarms: share of the negatives allowed above the threshold, in (0, 1).
+        """
+        self.estimator = estimator
+        self.max_false_alarms = max_false_alarms
+
+    def __sklearn_tags__(self) -> Tags:
+        tags: Tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_class = False
+        return tags
+
+    def fit(self, X: npt.ArrayLike, y: npt.ArrayLike) -> Self:
+        """Fit on rows `(samples, features)` of two classes; the larger label is the positive one.
+
+        Raises:
+            ValueError: there are not two classes, or the rows are not finite numbers.
+        """
+        X, y = validate_data(self, X, y)
+        check_classification_targets(y)
+        self.classes_ = np.unique(y)
+        if len(self.classes_) != 2:
+            raise ValueError(
+                f"Only binary classification is supported: expected 2 classes, got {len(self.classes_)} class"
+            )
+        self.estimator_ = clone(self.estimator if self.estimator is not None else default_estimator())
+        self.estimator_.fit(X, y == self.classes_[1])
+        negatives = self.score_samples(np.asarray(X)[y == self.classes_[0]])
+        self.threshold_ = float(np.quantile(negatives, 1 - self.max_false_alarms, method="higher"))
+        return self
+
+    def calibrate(self, calibration: Calibration) -> Self:
+        """Set the threshold split-conformally, on scores of negatives that were not fitted on.
+
+        Raises:
+            RequestError: there are too few scores for `max_false_alarms`.
+        """
+        check_is_fitted(self)
+        self.threshold_ = calibration.threshold(self.max_false_alarms)
+        return self
+
+    @classmethod
+    def of_fitted(cls, estimator: BaseEstimator, calibration: Calibration, max_false_alarms: float) -> Self:
+        """A fitted and calibrated classifier around an estimator that was fitted before, with True for flagged.
+
+        Raises:
+            RequestError: there are too few scores for `max_false_alarms`.
+        """
+        made = cls(estimator, max_false_alarms)
+        made.estimator_, made.n_features_in_ = estimator, estimator.n_features_in_
+        made.classes_ = np.array([False, True])
+        return made.calibrate(calibration)
+
+    def score_samples(self, X: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """How suspicious each row is, unbounded, `(samples,)`."""
+        check_is_fitted(self)
+        X = validate_data(self, X, reset=False)
+        if hasattr(self.estimator_, "decision_function"):
+            return np.asarray(self.estimator_.decision_function(X), np.float64)
+        share = np.clip(self.estimator_.predict_proba(X)[:, 1], 1e-9, 1 - 1e-9)
+        return np.asarray(np.log(share) - np.log1p(-share), np.float64)
+
+    def decision_function(self, X: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """How far the score lies above the threshold, `(samples,)`."""
+        return self.score_samples(X) - self.threshold_
+
+    def predict(self, X: npt.ArrayLike) -> npt.NDArray[np.generic]:
+        """The class of each row, `(samples,)`."""
+        flagged = (self.decision_function(X) > 0).astype(np.intp)
+        return np.asarray(self.classes_[flagged])

@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from detector.errors import RequestError
+from detector.scoring.thresholds import Calibration
+
+scores = st.lists(st.sampled_from([-2.0, -1.0, 0.0, 0.5, 1.0, 3.0]), min_size=1, max_size=40).map(np.array)
+
+
+def test_the_threshold_is_the_conformal_order_statistic():
+    calibration = Calibration(np.arange(99.0)[::-1])
+
+    assert calibration.threshold(0.05) == 94.0  # the 95th smallest of 99
+    assert calibration.threshold(0.01) == 98.0  # the 99th
+    assert calibration.p_values(np.array([98.5, 98.0, -1.0])).tolist() == [0.01, 0.02, 1.0]
+
+
+@given(scores, scores, st.floats(0.001, 0.999))
+def test_a_score_lies_above_the_threshold_exactly_where_its_p_value_is_at_most_the_rate(calibration, others, rate):
+    fitted = Calibration(calibration)
+    if rate < fitted.smallest_rate:
+        with pytest.raises(RequestError, match="expected a false-alarm rate from"):
+            fitted.threshold(rate)
+        return
+
+    assert np.array_equal(others > fitted.threshold(rate), fitted.p_values(others) <= rate + 1e-12)
+
+
+def test_false_alarms_on_fresh_images_stay_below_the_rate_on_average():
+    chooser = np.random.default_rng(0)
+    realised = [
+        (chooser.normal(size=500) > Calibration(chooser.normal(size=200)).threshold(0.05)).mean() for _ in range(300)
+    ]
+
+    assert 0.04 < np.mean(realised) < 0.053
+
+
+def test_the_prediction_interval_covers_as_often_as_it_says():
+    chooser = np.random.default_rng(1)
+    inside = 0
+    for _ in range(400):
+        calibration = Calibration(chooser.normal(size=300))
+        low, high = calibration.expected_range(0.05, 300)
+        inside += low <= (chooser.normal(size=300) > calibration.threshold(0.05)).mean() <= high
+
+    assert 0.97 < inside / 400 <= 1.0
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.001, 1.0, -1.0, float("nan")])
+def test_a_rate_without_a_threshold_is_refused_and_the_smallest_is_named(rate):
+    with pytest.raises(RequestError, match=r"from 0\.010000 \(that 99 calibration images allow\) to below 1, got"):
+        Calibration(np.arange(99.0)).threshold(rate)
+
+
+@pytest.mark.parametrize("values", [[], [1.0, float("nan")], [[1.0]]])
+def test_scores_that_cannot_calibrate_are_refused(values):
+    with pytest.raises(RequestError, match="expected a row of finite calibration scores"):
+        Calibration(np.array(values))
