@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from service.model import Model
     from service.models.repository import FoundVersion
 
+# The bundle that ships with the project lies beside the packages, in a clone; an installed wheel has none.
+SHIPPED = Path(__file__).resolve().parents[2] / "models" / "cifar10-resnet20"
+
 _PANELS = {
     "": "Server",
     "models": "Models",
@@ -34,7 +37,10 @@ _PANELS = {
 def serve(
     bundle: Annotated[
         list[Path] | None,
-        typer.Option(help=f"Folder of a bundle; may be given again ({PREFIX}BUNDLE, with {os.pathsep} in between)."),
+        typer.Option(
+            help=f"Folder of a bundle; may be given again ({PREFIX}BUNDLE, with {os.pathsep} in between). Without one "
+            "and without --models, the CIFAR-10 bundle that ships with the project."
+        ),
     ] = None,
     models: Annotated[
         Path | None,
@@ -66,7 +72,9 @@ def serve(
     if models is None and (text := os.environ.get(f"{PREFIX}MODELS")):
         models = Path(text)
     if not folders and models is None:
-        raise ConfigError(f"expected --bundle or --models ({PREFIX}BUNDLE or {PREFIX}MODELS), got neither")
+        if not SHIPPED.is_dir():
+            raise ConfigError(f"expected --bundle or --models ({PREFIX}BUNDLE or {PREFIX}MODELS), got neither")
+        folders = [SHIPPED]
     repository = BundleFolders(folders, models)
     set_up_logs(config.log)
     _set_threads(threads)

@@ -10,6 +10,7 @@ from PIL import Image
 from detector import bundle as bundles
 from pathguard import __version__
 from pathguard.cli import main
+from pathguard.commands import server
 from service.config import MetricsConfig, settings
 from service.records.telemetry import Metrics, MetricsServer
 from tests.attacks.test_report import fill
@@ -79,7 +80,6 @@ def test_every_setting_of_the_server_is_a_flag_told_with_its_variable_and_defaul
         (("serve", "--bundle", "nowhere"), "expected a bundle in nowhere"),
         (("serve", "--bundle", "nowhere", "--host", "0.0.0.0"), "expected a loopback host such as 127.0.0.1, got"),
         (("serve", "--bundle", "nowhere", "--port", "70000"), "expected port of 0 to 65535, got 70000"),
-        (("serve",), "expected --bundle or --models (PATHGUARD_BUNDLE or PATHGUARD_MODELS), got neither"),
         (("serve", "--models", "nowhere"), "expected a folder of models, got nowhere: No such file or directory"),
         (("serve", "--bundle", "a", "--bundle", "b/a"), "expected bundles whose folders have different names"),
         (("serve", "--bundle", "a", "--tls-key", "k"), "expected tls_certificate and tls_key together, got one"),
@@ -139,6 +139,19 @@ def test_an_unknown_variable_of_ours_is_refused(run, tmp_path, monkeypatch):
 
     assert code == 1
     assert "got PATHGUARD_PROT; known are PATHGUARD_ACCESS_BURST_SECONDS, " in err
+
+
+def test_without_a_bundle_the_one_that_ships_is_served_and_where_none_ships_one_is_asked_for(
+    run, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(server, "SHIPPED", tmp_path / "shipped")
+
+    asked = run("serve")
+    (tmp_path / "shipped").mkdir()
+    served = run("serve")
+
+    assert "expected --bundle or --models (PATHGUARD_BUNDLE or PATHGUARD_MODELS), got neither" in asked[2]
+    assert f"expected a bundle in {tmp_path / 'shipped'}" in served[2]
 
 
 def test_a_bundle_without_a_detector_is_not_served(run, digits, tmp_path):
