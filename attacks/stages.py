@@ -1,6 +1,6 @@
 """The later stages of a bundle: attacked images, a detector fitted on their paths, and its figures."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from detector.errors import ArtifactError, DataError
 from detector.model_card import write_card
 from detector.network.decouple import GatedNet
 from detector.paths.encoder import Evidence, encode_set
-from detector.paths.features import FEATURES
+from detector.paths.features import ALL, FEATURES
 from detector.scoring.compiled_score import compile_score
 from detector.scoring.evaluation import DetectionFigures, FalseAlarmFigures, detection_figures, false_alarm_figures
 from detector.scoring.fitting import FittedDetector, fit_detector
@@ -92,7 +92,7 @@ def make_detector(bundle: Bundle, splits: Splits, store: AttackStore, features: 
         bundle: with a decoupled network.
         splits: the data.
         store: attacks on that network.
-        features: name of the features, in `detector.paths.features.FEATURES`.
+        features: kinds of features, of `detector.paths.features.FEATURES`, joined by `+`, or `all`.
         rate: share of false alarms allowed unless a request says otherwise, in (0, 1).
         seed: of the classifier.
 
@@ -111,8 +111,9 @@ def make_detector(bundle: Bundle, splits: Splits, store: AttackStore, features: 
         "calibration_images": len(fitted.calibration),
         "attack_seed": store.origin.seed,
     }
-    info = DetectorInfo(features, rate, tuple(attacked))
-    grown = add_detector(bundle, info, fitted.classifier.estimator_, fitted.calibration, training)
+    info = DetectorInfo("+".join(fitted.features.kinds), rate, tuple(attacked))
+    learnt = fitted.features.arrays()
+    grown = add_detector(bundle, info, fitted.classifier.estimator_, fitted.calibration, training, learnt)
     write_card(grown)
     return grown
 
@@ -127,8 +128,9 @@ def judge_detector(bundle: Bundle, splits: Splits, store: AttackStore, rate: flo
     """
     info, classifier = bundle.detector_info(), bundle.classifier()
     network = _network_for(bundle, splits, store)
-    fitted = FittedDetector(info.features, classifier, compile_score(classifier), bundle.calibration())
-    return _figures(network, splits, store, [fitted], rate, seed)[0]
+    features = bundle.features(network.layers)
+    fitted = FittedDetector(features, classifier, compile_score(classifier), bundle.calibration())
+    return _figures(network, splits, store, {info.features: fitted}, rate, seed)[0]
 
 
 def judge_each_feature(
@@ -153,7 +155,7 @@ def judge_each_feature(
     _check_attacks(bundle, judge_by)
     clean, attacked = _fitting_evidence(network, splits, fit_on)
     calibration = list(encode_set(network, splits.calibration))
-    fitted = [fit_detector(name, clean, attacked, calibration, rate, seed) for name in FEATURES]
+    fitted = {name: fit_detector(name, clean, attacked, calibration, rate, seed) for name in (*FEATURES, ALL)}
     return _figures(network, splits, judge_by, fitted, rate, seed)
 
 
@@ -171,10 +173,11 @@ def _fitting_evidence(network: GatedNet, splits: Splits, store: AttackStore) -> 
 
 
 def _figures(
-    network: GatedNet, splits: Splits, store: AttackStore, fitted: Sequence[FittedDetector], rate: float, seed: int
+    network: GatedNet, splits: Splits, store: AttackStore, named: Mapping[str, FittedDetector], rate: float, seed: int
 ) -> list[FeatureFigures]:
     """Each detector's figures; images pass the network once, and only their scores are kept."""
     store.check_finished("test")
+    fitted = list(named.values())
     seen = list(_labels_and_scores(fitted, encode_set(network, splits.test)))
     labels = np.concatenate([part for part, _ in seen])
     clean = [np.concatenate([scores[place] for _, scores in seen]) for place in range(len(fitted))]
@@ -192,7 +195,7 @@ def _figures(
         raise DataError("expected at least one attack that fooled the network on the test split, got none to judge by")
     return [
         FeatureFigures(
-            detector.features,
+            name,
             [
                 detection_figures(recipe, clean[place], scores[place], detector.calibration, rate, seed)
                 for recipe, scores in succeeded.items()
@@ -200,7 +203,7 @@ def _figures(
             false_alarm_figures(clean[place], detector.calibration, rate),
             false_alarm_figures(clean[place][wrong], detector.calibration, rate) if wrong.any() else None,
         )
-        for place, detector in enumerate(fitted)
+        for place, (name, detector) in enumerate(named.items())
     ]
 
 

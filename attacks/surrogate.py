@@ -9,7 +9,7 @@ against Machine Learning", 2017; against detectors: Carlini and Wagner, "Adversa
 2017.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from detector.errors import RequestError
 from detector.network.gates import round_straight_through
 from detector.paths.encoder import Floats
+from detector.paths.features import PathFeatures
+from detector.paths.likelihoods import Arrays
 from detector.scoring.classifier import FalseAlarmClassifier
 from detector.scoring.compiled_score import Score, compile_score
 
@@ -63,31 +65,73 @@ def class_margins(class_logits: Tensor, _gate_logits: Tensor) -> Tensor:
     return ordered[:, :1] - ordered[:, 1:]
 
 
-def all_features(class_logits: Tensor, gate_logits: Tensor) -> Tensor:
-    """Path bits, gate logits and class margins side by side."""
-    return torch.cat(
-        [path_bits(class_logits, gate_logits), gate_logits, class_margins(class_logits, gate_logits)], dim=1
-    )
+def path_likelihoods(class_logits: Tensor, gate_logits: Tensor, arrays: Arrays, layers: Mapping[str, int]) -> Tensor:
+    """How usual each layer's bits are for the predicted class, `(images, 2 (layers + 1))`."""
+    bits = path_bits(class_logits, gate_logits)
+    odds, closed = (torch.from_numpy(arrays[name]).to(bits) for name in ("odds", "closed"))
+    likely = [bits[:, part] @ odds[:, part].T + closed[:, part].sum(dim=1) for part in _parts(layers)]
+    return _fit_and_lead(likely, class_logits, layers)
 
 
-# Class logits and gate logits of all gates side by side -> the columns of `detector.paths.features.FEATURES`.
-TORCH_FEATURES: Mapping[str, Features] = {
-    "bits": path_bits,
-    "gates": gate_logits,
-    "margins": class_margins,
-    "all": all_features,
+def gate_likelihoods(class_logits: Tensor, gate_logits: Tensor, arrays: Arrays, layers: Mapping[str, int]) -> Tensor:
+    """How usual each layer's gate logits are for the predicted class, `(images, 2 (layers + 1))`."""
+    likely = []
+    for place, part in enumerate(_parts(layers)):
+        whitening, means = (
+            torch.from_numpy(arrays[f"{name}-{place}"]).to(gate_logits) for name in ("whitening", "means")
+        )
+        white = (gate_logits - torch.from_numpy(arrays["centre"]).to(gate_logits))[:, part] @ whitening
+        likely.append(-0.5 * (white[:, None] - means).square().sum(dim=2))
+    return _fit_and_lead(likely, class_logits, layers)
+
+
+def _parts(layers: Mapping[str, int]) -> list[slice]:
+    ends = np.cumsum(list(layers.values())).tolist()
+    return [slice(end - width, end) for end, width in zip(ends, layers.values(), strict=True)]
+
+
+def _fit_and_lead(likely: Sequence[Tensor], class_logits: Tensor, layers: Mapping[str, int]) -> Tensor:
+    widths = torch.tensor(list(layers.values())).to(class_logits)[:, None, None]
+    stacked = torch.stack(list(likely))
+    of_class = torch.cat([stacked / widths, stacked.sum(dim=0, keepdim=True) / widths.sum()])
+    first = class_logits.argmax(dim=1)[None, :, None].expand(len(of_class), -1, 1)
+    fit = of_class.gather(2, first).squeeze(2)
+    lead = fit - of_class.scatter(2, first, -torch.inf).amax(dim=2)
+    return torch.stack([fit, lead], dim=1).flatten(0, 1).T
+
+
+# Class logits, gate logits of all gates side by side, what the features learnt, and the layers -> the columns of
+# `detector.paths.features.FEATURES`.
+TORCH_FEATURES: Mapping[str, Callable[[Tensor, Tensor, Arrays, Mapping[str, int]], Tensor]] = {
+    "bits": lambda logits, gates, *_: path_bits(logits, gates),
+    "gates": lambda logits, gates, *_: gate_logits(logits, gates),
+    "margins": lambda logits, gates, *_: class_margins(logits, gates),
+    "path-likelihoods": path_likelihoods,
+    "gate-likelihoods": gate_likelihoods,
 }
 
 
-def torch_features(name: str) -> Features:
-    """The differentiable twin of the feature function of that name.
+def torch_features(features: PathFeatures) -> Features:
+    """The differentiable twin of fitted features: class logits and gate logits -> columns.
 
     Raises:
-        RequestError: there is none.
+        RequestError: one of their kinds has none.
     """
-    if name not in TORCH_FEATURES:
-        raise RequestError(f"expected features of {', '.join(TORCH_FEATURES)} to follow the gradient of; got {name!r}")
-    return TORCH_FEATURES[name]
+    for kind in features.kinds:
+        if kind not in TORCH_FEATURES:
+            raise RequestError(
+                f"expected features of {', '.join(TORCH_FEATURES)} to follow the gradient of; got {kind!r}"
+            )
+    arrays = features.learnt_
+
+    def columns(class_logits: Tensor, gate_logits: Tensor) -> Tensor:
+        parts = [
+            TORCH_FEATURES[kind](class_logits, gate_logits, arrays.get(kind, {}), features.layers)
+            for kind in features.kinds
+        ]
+        return torch.cat(parts, dim=1)
+
+    return columns
 
 
 def surrogate_of(classifier: FalseAlarmClassifier, rows: Callable[[], Floats], seed: int = 0) -> Surrogate:

@@ -26,7 +26,7 @@ from detector.images import ImageSpec, Pixels
 from detector.network.decouple import decouple
 from detector.network.networks import build_network
 from detector.paths.encoder import encode
-from detector.paths.features import features_named
+from detector.paths.features import features_named, rows_of
 from detector.scoring.classifier import default_estimator
 from detector.scoring.detector import Detector
 from detector.scoring.thresholds import Calibration
@@ -75,9 +75,11 @@ def _fresh(name: str, folder: Path) -> tuple[Detector, torch.nn.Module]:
     network = decouple(backbone).eval()
     bundle = begin_bundle(folder, NetworkInfo(name, classes, spec, "none", "none"), backbone, {})
     bundle = add_network(bundle, folder, GatesInfo(0.7, True, "pathguard"), network, {})
-    columns = features_named("all")(encode(network, torch.rand(60, 3, 32, 32)))
-    classifier = default_estimator().fit(columns, np.arange(60) % 2)
-    bundle = add_detector(bundle, DetectorInfo("all", 0.05, ()), classifier, Calibration(np.arange(3000.0)), {})
+    rows = rows_of(encode(network, torch.rand(60, 3, 32, 32)))
+    features = features_named("all", len(classes), network.layers).fit(rows)
+    classifier = default_estimator().fit(features.transform(rows), np.arange(60) % 2)
+    info = DetectorInfo("+".join(features.kinds), 0.05, ())
+    bundle = add_detector(bundle, info, classifier, Calibration(np.arange(3000.0)), {}, features.arrays())
     return Detector(Bundle(folder)), backbone
 
 

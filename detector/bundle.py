@@ -8,7 +8,8 @@ is loaded before every part has the SHA-256 that the manifest states, and nothin
     DIR/backbone-1a2b3c4d.safetensors stage 1
     DIR/network-....safetensors       stage 2: the decoupled network, gates included
     DIR/classifier-....skops          stage 3: scikit-learn pipeline on features of the path
-    DIR/calibration-....safetensors            scores of clean calibration images
+    DIR/features-....safetensors      what the features learnt of clean paths; only where they learn anything
+    DIR/calibration-....safetensors   scores of clean calibration images
 
 A part's file is named after its content, so that a stage that is made anew writes new files, and the manifest, swapped
 last, names either the old ones or the new ones. The digests find damage; they are no signature: who can write the
@@ -24,12 +25,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import safetensors.numpy
 import safetensors.torch
-import skops.io
 from safetensors import SafetensorError
 from sklearn.base import BaseEstimator
 from torch import nn
@@ -39,15 +41,19 @@ from detector.files import write_whole
 from detector.images import ImageSpec
 from detector.network.decouple import GatedNet, decouple, decouple_named
 from detector.network.networks import build_network
+from detector.paths.features import PathFeatures, kinds_named, learns
 from detector.scoring.classifier import FalseAlarmClassifier
+from detector.scoring.saved_estimator import load_estimator, save_estimator
 from detector.scoring.thresholds import Calibration
 
-SCHEMA = 2
+SCHEMA = 3
 MANIFEST = "manifest.json"
 BACKBONE, NETWORK, CLASSIFIER, CALIBRATION = "backbone", "network", "classifier", "calibration"
-SUFFIXES = {BACKBONE: ".safetensors", NETWORK: ".safetensors", CLASSIFIER: ".skops", CALIBRATION: ".safetensors"}
-# Beyond scikit-learn's and NumPy's own types that skops knows to be harmless; any other stops the loading.
-TRUSTED_TYPES: tuple[str, ...] = ()
+LEARNT = "features"
+SUFFIXES = {
+    BACKBONE: ".safetensors", NETWORK: ".safetensors", CLASSIFIER: ".skops", LEARNT: ".safetensors",
+    CALIBRATION: ".safetensors",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +100,7 @@ class DetectorInfo:
     """How the detector was fitted.
 
     Attributes:
-        features: name of the features, in `detector.paths.features.FEATURES`.
+        features: kinds of features that it reads, of `detector.paths.features.FEATURES`, joined by `+`.
         max_false_alarm_rate: the rate at which it flags unless asked otherwise, in (0, 1).
         recipes: names of the attacks that it was fitted on.
     """
@@ -189,15 +195,28 @@ class Bundle:
             ArtifactError: the bundle has none yet, or it holds types that are not trusted.
         """
         info = self.detector_info()
-        content = self._contents[CLASSIFIER]
-        unknown = sorted(set(skops.io.get_untrusted_types(data=content)) - set(TRUSTED_TYPES))
-        if unknown:
-            raise ArtifactError(f"expected trusted scikit-learn types in {CLASSIFIER}, got {', '.join(unknown)}")
-        estimator: BaseEstimator = skops.io.loads(content, trusted=list(TRUSTED_TYPES))
+        estimator = load_estimator(self._contents[CLASSIFIER])
         try:
             return FalseAlarmClassifier.of_fitted(estimator, self.calibration(), info.max_false_alarm_rate)
         except RequestError as error:
             raise ArtifactError(f"{self.folder}: {error}") from None
+
+    def features(self, layers: Mapping[str, int]) -> PathFeatures:
+        """What the classifier reads, fitted: evidence -> named columns.
+
+        Args:
+            layers: those of the bundle's network, gate name -> its channels.
+
+        Raises:
+            ArtifactError: the bundle has no detector yet, or its features are of another network.
+        """
+        try:
+            kinds = kinds_named(self.detector_info().features)
+        except RequestError as error:
+            raise ArtifactError(f"{self.folder}: {error}") from None
+        features = PathFeatures(kinds, len(self.manifest.network.classes), layers)
+        content = self._contents.get(LEARNT)
+        return features.with_arrays({} if content is None else safetensors.numpy.load(content))
 
     def calibration(self) -> Calibration:
         """The calibration scores.
@@ -234,8 +253,11 @@ class Bundle:
             ArtifactError: the bundle has no detector yet.
         """
         raw, info = asdict(self.manifest), self.detector_info()
-        names = {name: self.manifest.parts[name] for name in (NETWORK, CLASSIFIER)}
-        return _digest_of({"network": raw["network"], "gates": raw["gates"], "features": info.features, "parts": names})
+        parts = self.manifest.parts
+        names = {name: parts[name] for name in (NETWORK, CLASSIFIER, LEARNT) if name in parts}
+        # As they were called up to schema 2: a bundle's version outlives its upgrade.
+        features = "all" if info.features == _ONCE_ALL else info.features
+        return _digest_of({"network": raw["network"], "gates": raw["gates"], "features": features, "parts": names})
 
     @property
     def threshold_digest(self) -> str:
@@ -320,18 +342,26 @@ def add_detector(
     classifier: BaseEstimator,
     calibration: Calibration,
     training: Mapping[str, object],
+    learnt: Mapping[str, npt.NDArray[np.float32]] = MappingProxyType({}),
 ) -> Bundle:
     """The third stage: the bundle, in its own folder, with a fitted and calibrated detector.
+
+    Args:
+        bundle: with a decoupled network.
+        info: how the detector was fitted.
+        classifier: reads the columns of the features that `info` names.
+        calibration: scores of clean images.
+        training: how it was made, JSON values.
+        learnt: what those features learnt (`PathFeatures.arrays`).
 
     Raises:
         ArtifactError: the classifier holds types that could not be loaded again.
     """
-    content = skops.io.dumps(classifier)
-    unknown = sorted(set(skops.io.get_untrusted_types(data=content)) - set(TRUSTED_TYPES))
-    if unknown:
-        raise ArtifactError(f"expected a classifier of trusted scikit-learn types, got {', '.join(unknown)}")
-    manifest = replace(bundle.manifest, detector=info)
-    contents = {CLASSIFIER: content, CALIBRATION: _scores(calibration)}
+    parts = {part: digest for part, digest in bundle.manifest.parts.items() if part != LEARNT}
+    manifest = replace(bundle.manifest, detector=info, parts=parts)
+    contents = {CLASSIFIER: save_estimator(classifier), CALIBRATION: _scores(calibration)}
+    if learnt:
+        contents[LEARNT] = safetensors.numpy.save({name: np.ascontiguousarray(part) for name, part in learnt.items()})
     return _grow(bundle.folder, manifest, "detector", training, contents, bundle.trusted)
 
 
@@ -417,8 +447,20 @@ def _with_sizes(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {**raw, "sizes": {part: file.stat().st_size if file.is_file() else 0 for part, file in files.items()}}
 
 
+def _with_feature_names(raw: dict[str, Any], _folder: Path) -> dict[str, Any]:
+    """Schema 2 -> 3: `all` were these three kinds of features, none of which learns anything."""
+    if not raw["detector"] or raw["detector"]["features"] != "all":
+        return raw
+    return {**raw, "detector": {**raw["detector"], "features": _ONCE_ALL}}
+
+
+_ONCE_ALL = "bits+gates+margins"
+
 # Schema -> what makes a manifest's values those of the next schema.
-_UPGRADES: Mapping[int, Callable[[dict[str, Any], Path], dict[str, Any]]] = {1: _with_sizes}
+_UPGRADES: Mapping[int, Callable[[dict[str, Any], Path], dict[str, Any]]] = {
+    1: _with_sizes,
+    2: _with_feature_names,
+}
 
 
 def _manifest_content(manifest: Manifest) -> bytes:
@@ -468,6 +510,8 @@ def _manifest_from(content: bytes, path: Path) -> tuple[Manifest, str]:
         network, gates, detector = raw["network"], raw["gates"], raw["detector"]
         stages = {BACKBONE: True, NETWORK: gates, CLASSIFIER: detector, CALIBRATION: detector}
         wanted = {part for part, there in stages.items() if there}
+        if detector and learns(kinds_named(detector["features"])):
+            wanted.add(LEARNT)
         if set(raw["parts"]) != wanted or set(raw["sizes"]) != wanted:
             raise ArtifactError(f"expected the parts {sorted(wanted)} in {path}, got {sorted(raw['parts'])}")
         manifest = Manifest(
@@ -485,6 +529,6 @@ def _manifest_from(content: bytes, path: Path) -> tuple[Manifest, str]:
             training=raw["training"],
             versions=raw["versions"],
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RequestError) as error:
         raise ArtifactError(f"expected a bundle's manifest in {path}, got a damaged one ({error!r})") from None
     return manifest, digest

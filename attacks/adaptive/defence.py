@@ -18,7 +18,6 @@ from detector.datasets import ImageSet
 from detector.errors import DataError
 from detector.network.decouple import GatedNet
 from detector.paths.encoder import Floats, encode
-from detector.paths.features import features_named
 from detector.scoring.compiled_score import compile_score
 
 log = logging.getLogger(__name__)
@@ -103,7 +102,8 @@ def defence_of(bundle: Bundle, network: GatedNet, clean: ImageSet, rate: float |
     """
     info, classifier, calibration = bundle.detector_info(), bundle.classifier(), bundle.calibration()
     threshold = calibration.threshold(info.max_false_alarm_rate if rate is None else rate)
-    columns, columns_in_torch = features_named(info.features), torch_features(info.features)
+    features = bundle.features(network.layers)
+    columns, columns_in_torch = features.of, torch_features(features)
     score = compile_score(classifier)
 
     def see_with(surrogate: Surrogate) -> Callable[[Tensor], Seen]:

@@ -1,50 +1,228 @@
-"""Evidence -> columns for scikit-learn."""
+"""Evidence -> columns for a classifier: a scikit-learn transformer whose columns have names.
 
-from collections.abc import Callable, Mapping
+Its rows are class logits and gate logits of all layers side by side (`rows_of`), so that it can stand at the head of
+any scikit-learn pipeline. What a column stands for is a value (`PathFeatures.columns`) and a name that can be read back
+(`Column.of_name`): that is what a verdict is explained with.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
+import numpy.typing as npt
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils.validation import check_array, check_is_fitted
 
-from detector.errors import RequestError
+from detector.errors import ArtifactError, RequestError
+from detector.paths.columns import Column
 from detector.paths.encoder import Evidence, Floats
+from detector.paths.likelihoods import (
+    Arrays,
+    gate_likelihoods,
+    learn_gate_gaussians,
+    learn_open_shares,
+    likelihood_columns,
+    path_likelihoods,
+)
+
+Layers = Mapping[str, int]
 
 
-def path_bits(evidence: Evidence) -> Floats:
-    """1 for an open and 0 for a closed filter, `(images, total channels)`."""
-    return evidence.path.bits.astype(np.float32)
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of features.
+
+    Attributes:
+        columns_of: class logits `(images, classes)`, gate logits `(images, total channels)`, what was learnt, and the
+            layers -> columns, `float32`, `(images, columns)`.
+        columns: name of the kind, number of classes and layers -> what each column stands for.
+        learn: class logits and gate logits of clean images, and the layers -> arrays to keep; None where there is
+            nothing to learn.
+    """
+
+    columns_of: Callable[[Floats, Floats, Arrays, Layers], Floats]
+    columns: Callable[[str, int, Layers], list[Column]]
+    learn: Callable[[Floats, Floats, Layers], Arrays] | None = None
 
 
-def gate_logits(evidence: Evidence) -> Floats:
-    """How surely each filter is open or closed, `(images, total channels)`."""
-    return evidence.gate_logits
+def _of_filters(kind: str, _classes: int, layers: Layers) -> list[Column]:
+    return [Column(kind, layer, place) for layer, width in layers.items() for place in range(width)]
 
 
-def class_margins(evidence: Evidence) -> Floats:
-    """By how much the first class leads the second, third, ... in logits, `(images, classes - 1)`."""
-    ordered = np.sort(evidence.class_logits, axis=1)[:, ::-1]
+def _of_ranks(kind: str, classes: int, _layers: Layers) -> list[Column]:
+    return [Column(kind, None, rank) for rank in range(1, classes)]
+
+
+def _of_layers(kind: str, _classes: int, layers: Layers) -> list[Column]:
+    return likelihood_columns(kind, layers)
+
+
+def _bits(_class_logits: Floats, gate_logits: Floats, _arrays: Arrays, _layers: Layers) -> Floats:
+    return (gate_logits > 0).astype(np.float32)
+
+
+def _gates(_class_logits: Floats, gate_logits: Floats, _arrays: Arrays, _layers: Layers) -> Floats:
+    return gate_logits
+
+
+def _margins(class_logits: Floats, _gate_logits: Floats, _arrays: Arrays, _layers: Layers) -> Floats:
+    ordered = np.sort(class_logits, axis=1)[:, ::-1]
     return np.ascontiguousarray(ordered[:, :1] - ordered[:, 1:])
 
 
-def all_features(evidence: Evidence) -> Floats:
-    """Path bits, gate logits and class margins side by side."""
-    return np.concatenate([path_bits(evidence), gate_logits(evidence), class_margins(evidence)], axis=1)
-
-
-Columns = Callable[[Evidence], Floats]
-
-FEATURES: Mapping[str, Columns] = {
-    "bits": path_bits,
-    "gates": gate_logits,
-    "margins": class_margins,
-    "all": all_features,
+FEATURES: Mapping[str, Kind] = {
+    # 1 for an open and 0 for a closed filter
+    "bits": Kind(_bits, _of_filters),
+    # how surely each filter is open (above zero) or closed
+    "gates": Kind(_gates, _of_filters),
+    # by how much the first class leads the second, third, ... in logits
+    "margins": Kind(_margins, _of_ranks),
+    # how usual the path bits, and the gate logits, are for the predicted class
+    "path-likelihoods": Kind(path_likelihoods, _of_layers, learn_open_shares),
+    "gate-likelihoods": Kind(gate_likelihoods, _of_layers, learn_gate_gaussians),
 }
+ALL = "all"
 
 
-def features_named(name: str) -> Columns:
-    """The feature function of that name.
+def kinds_named(text: str) -> tuple[str, ...]:
+    """The kinds of features that `text` names: some of `FEATURES` joined by `+`, or `all`; in the table's order.
 
     Raises:
-        RequestError: the name is unknown.
+        RequestError: a name is unknown, or stands there twice.
     """
-    if name not in FEATURES:
-        raise RequestError(f"expected features of {', '.join(FEATURES)}; got {name!r}")
-    return FEATURES[name]
+    if text == ALL:
+        return tuple(FEATURES)
+    names = text.split("+")
+    for name in names:
+        if name not in FEATURES or names.count(name) > 1:
+            raise RequestError(f"expected features of {', '.join(FEATURES)}, joined by +, or {ALL}; got {text!r}")
+    return tuple(name for name in FEATURES if name in names)
+
+
+def features_named(text: str, classes: int, layers: Layers) -> "PathFeatures":
+    """The features of that name, to be fitted.
+
+    Args:
+        text: kinds joined by `+`, or `all`.
+        classes: of the network.
+        layers: gate name -> its channels.
+
+    Raises:
+        RequestError: a name is unknown.
+    """
+    return PathFeatures(kinds_named(text), classes, layers)
+
+
+def rows_of(evidence: Evidence) -> Floats:
+    """Class logits, then gate logits, of each image, `float32`, `(images, classes + total channels)`."""
+    return np.concatenate([evidence.class_logits, evidence.gate_logits], axis=1)
+
+
+class PathFeatures(TransformerMixin, BaseEstimator):
+    """Rows of `rows_of` -> columns of the chosen kinds, side by side."""
+
+    def __init__(self, kinds: Sequence[str], classes: int, layers: Layers) -> None:
+        """A transformer for one network.
+
+        Args:
+            kinds: names in `FEATURES`.
+            classes: of the network.
+            layers: gate name -> its channels, in network order.
+        """
+        self.kinds = kinds
+        self.classes = classes
+        self.layers = layers
+
+    def fit(self, X: npt.ArrayLike, y: npt.ArrayLike | None = None) -> Self:
+        """Learn what is usual from the clean images.
+
+        Args:
+            X: rows of `rows_of`.
+            y: True for attacked images, which nothing is learnt from; None where all are clean, `(images,)`.
+
+        Raises:
+            ValueError: the rows are not as wide as the network's, or not finite.
+        """
+        rows = self._checked(X)
+        clean = rows if y is None else rows[~np.asarray(y, bool)]
+        learnt: dict[str, Arrays] = {}
+        for name in self.kinds:
+            learn = FEATURES[name].learn
+            if learn is not None:
+                learnt[name] = learn(clean[:, : self.classes], clean[:, self.classes :], self.layers)
+        self.learnt_ = learnt
+        self.n_features_in_ = rows.shape[1]
+        return self
+
+    def transform(self, X: npt.ArrayLike) -> Floats:
+        """The columns, `float32`, `(images, columns)`.
+
+        Raises:
+            ValueError: the rows are not as wide as the network's, or not finite.
+        """
+        rows = self._checked(X)
+        return self.side_by_side(rows[:, : self.classes], rows[:, self.classes :])
+
+    def of(self, evidence: Evidence) -> Floats:
+        """The columns of `evidence`, `float32`, `(images, columns)`: what `transform` gives, without its checks."""
+        return self.side_by_side(evidence.class_logits, evidence.gate_logits)
+
+    def of_all(self, parts: Iterable[Evidence]) -> Floats:
+        """The columns of all `parts`, one below the other; parts are read one by one."""
+        return np.concatenate([np.empty((0, len(self.columns())), np.float32), *(self.of(part) for part in parts)])
+
+    def side_by_side(self, class_logits: Floats, gate_logits: Floats) -> Floats:
+        """The columns for class logits `(images, classes)` and gate logits `(images, total channels)`."""
+        check_is_fitted(self, "learnt_")
+        parts = [
+            FEATURES[name].columns_of(class_logits, gate_logits, self.learnt_.get(name, {}), self.layers)
+            for name in self.kinds
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+    def columns(self) -> list[Column]:
+        """What each column stands for."""
+        return [column for name in self.kinds for column in FEATURES[name].columns(name, self.classes, self.layers)]
+
+    def get_feature_names_out(self, input_features: object = None) -> npt.NDArray[np.object_]:  # noqa: ARG002
+        """The columns' names, `(columns,)`; `Column.of_name` reads one back."""
+        return np.array([str(column) for column in self.columns()], dtype=object)
+
+    def arrays(self) -> dict[str, npt.NDArray[np.float32]]:
+        """All that was learnt, as `KIND/NAME`; empty where the kinds learn nothing."""
+        return {f"{kind}/{name}": values for kind, arrays in self.learnt_.items() for name, values in arrays.items()}
+
+    def with_arrays(self, arrays: Mapping[str, npt.NDArray[np.float32]]) -> Self:
+        """Take over what another one learnt: the inverse of `arrays`.
+
+        Raises:
+            ArtifactError: something is missing, or of another network.
+        """
+        self.learnt_ = {
+            kind: {name.partition("/")[2]: values for name, values in arrays.items() if name.startswith(f"{kind}/")}
+            for kind in self.kinds
+            if FEATURES[kind].learn is not None
+        }
+        self.n_features_in_ = self.classes + sum(self.layers.values())
+        try:
+            nothing = np.zeros((1, self.n_features_in_), np.float32)
+            self.side_by_side(nothing[:, : self.classes], nothing[:, self.classes :])
+        except (KeyError, ValueError) as error:
+            raise ArtifactError(
+                f"expected what {' and '.join(self.learnt_)} learnt of a network with {self.classes} classes and "
+                f"{sum(self.layers.values())} gates, got other arrays ({error})"
+            ) from None
+        return self
+
+    def _checked(self, X: npt.ArrayLike) -> Floats:
+        rows: Floats = check_array(X, dtype=np.float32)
+        gates = sum(self.layers.values())
+        if rows.shape[1] != self.classes + gates:
+            raise ValueError(f"expected rows of {self.classes} + {gates} logits, got {rows.shape[1]} columns")
+        return rows
+
+
+def learns(kinds: Iterable[str]) -> bool:
+    """Whether any of the kinds has something to learn and to keep."""
+    return any(FEATURES[kind].learn is not None for kind in kinds)

@@ -10,7 +10,6 @@ from detector.errors import ImageError
 from detector.images import ImageSpec, Pixels
 from detector.network.folding import fold_normalisation
 from detector.paths.encoder import encode
-from detector.paths.features import features_named
 from detector.scoring.compiled_score import compile_score
 from detector.scoring.detections import Detections
 
@@ -32,7 +31,7 @@ class Detector:
         self._score = compile_score(bundle.classifier())
         self._calibration = bundle.calibration()
         info = bundle.detector_info()
-        self._features = features_named(info.features)
+        self._features = bundle.features(self._network.layers)
         self._device = best_device()
         self._network.to(self._device)
         self.name = name or bundle.folder.resolve().name
@@ -56,7 +55,7 @@ class Detector:
         if pixels.ndim != 4 or pixels.shape[1:] != expected or pixels.dtype != np.uint8:
             raise ImageError(f"expected uint8 pixels of shape (images, {expected}), got {pixels.dtype} {pixels.shape}")
         evidence = encode(self._network, to_tensor(pixels, self._device))
-        scores = self._score(self._features(evidence))
+        scores = self._score(self._features.of(evidence))
         shifted = np.exp(evidence.class_logits - evidence.class_logits.max(axis=1, keepdims=True))
         return Detections(
             labels=evidence.class_logits.argmax(axis=1),

@@ -7,7 +7,7 @@ import numpy as np
 
 from detector.errors import DataError
 from detector.paths.encoder import Evidence
-from detector.paths.features import Columns, features_named
+from detector.paths.features import PathFeatures, features_named, rows_of
 from detector.scoring.classifier import FalseAlarmClassifier, default_estimator
 from detector.scoring.compiled_score import Score, compile_score
 from detector.scoring.thresholds import Calibration, Scores
@@ -18,24 +18,24 @@ class FittedDetector:
     """A classifier and the scores of clean images that it has not seen.
 
     Attributes:
-        features: name of the features that it reads.
+        features: what it reads, fitted.
         classifier: the scikit-learn classifier, calibrated.
         score: the same, compiled.
         calibration: scores of the calibration images.
     """
 
-    features: str
+    features: PathFeatures
     classifier: FalseAlarmClassifier
     score: Score
     calibration: Calibration
 
     def scores(self, parts: Iterable[Evidence]) -> Scores:
         """How suspicious each image of `parts` is, `(images,)`; parts are read one by one."""
-        return _scores(self.score, features_named(self.features), parts)
+        return _scores(self.score, self.features, parts)
 
 
-def _scores(score: Score, columns_of: Columns, parts: Iterable[Evidence]) -> Scores:
-    return np.concatenate([np.empty(0), *(score(columns_of(part)) for part in parts)])
+def _scores(score: Score, features: PathFeatures, parts: Iterable[Evidence]) -> Scores:
+    return np.concatenate([np.empty(0), *(score(features.of(part)) for part in parts)])
 
 
 def fit_detector(
@@ -49,7 +49,7 @@ def fit_detector(
     """Fit on clean images against successful attacks, calibrate on clean images of other sources.
 
     Args:
-        features: name of the features, in `detector.paths.features.FEATURES`.
+        features: kinds of features, of `detector.paths.features.FEATURES`, joined by `+`, or `all`.
         clean: evidence of the clean images of the fitting split.
         attacked: recipe -> evidence of its successful attacks on the fitting split.
         calibration: evidence of the clean images of the calibration split, in parts.
@@ -60,14 +60,14 @@ def fit_detector(
         DataError: no attack succeeded.
         RequestError: the features are unknown, or there are too few calibration images for the rate.
     """
-    columns_of = features_named(features)
-    positives = [columns_of(evidence) for evidence in attacked.values()]
+    fitted = features_named(features, clean.class_logits.shape[1], clean.path.layers).fit(rows_of(clean))
+    positives = [fitted.of(evidence) for evidence in attacked.values()]
     if not positives:
         raise DataError("expected at least one attack that fooled the network, got none to fit on")
-    negatives = columns_of(clean)
+    negatives = fitted.of(clean)
     rows = np.concatenate([negatives, *positives])
     labels = np.arange(len(rows)) >= len(negatives)
     classifier = FalseAlarmClassifier(default_estimator(seed), rate).fit(rows, labels)
     score = compile_score(classifier)
-    calibrated_on = Calibration(_scores(score, columns_of, calibration))
-    return FittedDetector(features, classifier.calibrate(calibrated_on), score, calibrated_on)
+    calibrated_on = Calibration(_scores(score, fitted, calibration))
+    return FittedDetector(fitted, classifier.calibrate(calibrated_on), score, calibrated_on)

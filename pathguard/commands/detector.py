@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 def fit(
     bundle: BundleDir,
     attacks: AttackDir,
-    features: Annotated[str, typer.Option(help="What the classifier reads: bits, gates, margins or all.")] = "all",
+    features: Annotated[
+        str, typer.Option(help="What the classifier reads: bits, gates, ... joined by +, or all.")
+    ] = "all",
     max_false_alarm_rate: Rate = 0.05,
     seed: Seed = 0,
     data_dir: DataDir = None,

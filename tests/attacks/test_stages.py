@@ -11,7 +11,7 @@ from attacks.selection import rightly_classified
 from attacks.stages import judge_detector, judge_each_feature, make_attacks, make_detector
 from attacks.store import AttackStore, Origin, ShardKey
 from detector.errors import ArtifactError, DataError, RequestError
-from detector.paths.features import FEATURES
+from detector.paths.features import ALL, FEATURES
 from tests.conftest import untrained_bundle
 
 RECIPE = [RECIPES["fgsm"]]
@@ -85,8 +85,8 @@ def test_a_detector_is_fitted_judged_and_served_by_the_same_bundle(decoupled_bun
     judged = judge_detector(bundle, digits, attacked, 0.05, 0)
     by_feature = judge_each_feature(bundle, digits, attacked, attacked, 0.05, 0)
 
-    assert [figures.features for figures in by_feature] == list(FEATURES)
-    assert judged == by_feature[-1]
+    assert [figures.features for figures in by_feature] == [*FEATURES, ALL]
+    assert judged == replace(by_feature[-1], features="+".join(FEATURES))
     assert judged.false_alarms.images == len(digits.test)
     assert bundle.manifest.detector.recipes == ("fgsm",)
     assert bundle.manifest.training["detector"]["clean_images"] == len(digits.fitting)

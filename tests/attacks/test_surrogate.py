@@ -11,7 +11,7 @@ from detector.errors import RequestError
 from detector.network.decouple import decouple
 from detector.network.networks import build_network
 from detector.paths.encoder import encode
-from detector.paths.features import FEATURES
+from detector.paths.features import FEATURES, PathFeatures, features_named, rows_of
 from detector.scoring.classifier import FalseAlarmClassifier
 
 
@@ -35,9 +35,12 @@ def test_the_twin_is_equal_and_has_a_gradient(name):
 
     logits, readings = network.trace(images)
     gates = torch.cat([reading.logits for reading in readings.values()], dim=1)
-    rows = torch_features(name)(logits, gates)
+    usual = encode(network, torch.rand(200, 1, 12, 12))
+    features = features_named(name, 10, network.layers).fit(rows_of(usual))
+    rows = torch_features(features)(logits, gates)
 
-    assert np.allclose(rows.detach().numpy(), FEATURES[name](encode(network, images.detach())), atol=1e-5)
+    expected = features.of(encode(network, images.detach()))
+    assert np.allclose(rows.detach().numpy(), expected, rtol=1e-3, atol=1e-4)
     (gradient,) = torch.autograd.grad(rows.sum(), images)
     assert torch.isfinite(gradient).all()
     assert (gradient.flatten(1).abs().amax(dim=1) > 0).all()
@@ -46,15 +49,15 @@ def test_the_twin_is_equal_and_has_a_gradient(name):
 def test_a_path_bit_far_from_its_jump_still_has_a_gradient():
     gates = torch.tensor([[-8.0, 8.0]], requires_grad=True)
 
-    bits = TORCH_FEATURES["bits"](torch.zeros(1, 2), gates)
+    bits = TORCH_FEATURES["bits"](torch.zeros(1, 2), gates, {}, {"gate": 2})
 
     assert bits.tolist() == [[0.0, 1.0]]
     assert (torch.autograd.grad(bits.sum(), gates)[0] > 0).all()
 
 
 def test_features_without_a_twin_are_refused():
-    with pytest.raises(RequestError, match="expected features of bits, gates, margins, all .*; got 'smell'"):
-        torch_features("smell")
+    with pytest.raises(RequestError, match="expected features of bits, gates, margins, .*; got 'smell'"):
+        torch_features(PathFeatures(["smell"], 10, {}))
 
 
 @pytest.mark.parametrize(

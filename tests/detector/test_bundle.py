@@ -12,19 +12,26 @@ from detector.bundle import Bundle, DetectorInfo, add_detector, recalibrate, upg
 from detector.errors import ArtifactError
 from detector.files import write_whole
 from detector.paths.encoder import Evidence, encode_set
-from detector.paths.features import all_features
+from detector.paths.features import features_named, rows_of
 from detector.scoring.classifier import default_estimator
 from detector.scoring.detector import Detector
 from detector.scoring.thresholds import Calibration
+
+PLAIN, EVERYTHING = "bits+gates+margins", "bits+gates+margins+path-likelihoods+gate-likelihoods"
+
+
+def columns_of(network, images, kinds=PLAIN):
+    evidence = Evidence.stacked(encode_set(network, images))
+    return features_named(kinds, 10, network.layers).fit(rows_of(evidence)).of(evidence)
 
 
 @pytest.fixture
 def whole(decoupled_bundle, digits):
     """A bundle with all three stages; its detector tells dark digits from light ones."""
-    columns = all_features(Evidence.stacked(encode_set(decoupled_bundle.network(), digits.fitting)))
+    columns = columns_of(decoupled_bundle.network(), digits.fitting)
     classifier = default_estimator().fit(columns, digits.fitting.labels > 4)
     calibration = Calibration(np.linspace(-1, 1, 99))
-    return add_detector(decoupled_bundle, DetectorInfo("all", 0.05, ("none",)), classifier, calibration, {})
+    return add_detector(decoupled_bundle, DetectorInfo(PLAIN, 0.05, ("none",)), classifier, calibration, {})
 
 
 def test_every_stage_comes_back_as_it_was_written(whole, digits):
@@ -54,11 +61,41 @@ def test_a_detector_answers_for_an_image_alone_as_in_a_batch(whole, digits):
 
 def test_the_score_is_that_of_the_scikit_learn_pipeline(whole, digits):
     pixels = digits.test.pixels(slice(0, 5))
-    columns = all_features(Evidence.stacked(encode_set(whole.network(), digits.test.first(5))))
+    columns = columns_of(whole.network(), digits.test.first(5))
 
     expected = whole.classifier().score_samples(columns)
 
     np.testing.assert_allclose(Detector(whole).detect(pixels).scores, expected, atol=1e-4)
+
+
+def test_what_the_features_learnt_comes_back_with_the_bundle(decoupled_bundle, digits):
+    network = decoupled_bundle.network()
+    evidence = Evidence.stacked(encode_set(network, digits.fitting))
+    features = features_named(EVERYTHING, 10, network.layers).fit(rows_of(evidence))
+    classifier = default_estimator().fit(features.of(evidence), digits.fitting.labels > 4)
+    info, calibration = DetectorInfo(EVERYTHING, 0.05, ()), Calibration(np.linspace(-1, 1, 99))
+
+    grown = add_detector(decoupled_bundle, info, classifier, calibration, {}, features.arrays())
+
+    again = Bundle(grown.folder).features(network.layers)
+    assert np.array_equal(again.of(evidence), features.of(evidence))
+    expected = classifier.decision_function(features.of(evidence)[:3])
+    np.testing.assert_allclose(Detector(grown).detect(digits.fitting.pixels(slice(0, 3))).scores, expected, atol=1e-3)
+    other = add_detector(grown, DetectorInfo("gates", 0.05, ()), classifier, calibration, {})
+    assert not list(other.folder.glob("features-*"))
+    assert other.model_digest != grown.model_digest
+
+
+def test_features_of_another_network_are_refused(decoupled_bundle, digits):
+    network = decoupled_bundle.network()
+    evidence = Evidence.stacked(encode_set(network, digits.fitting))
+    features = features_named("gate-likelihoods", 10, network.layers).fit(rows_of(evidence))
+    classifier = default_estimator().fit(features.of(evidence), digits.fitting.labels > 4)
+    info = DetectorInfo("gate-likelihoods", 0.05, ())
+    grown = add_detector(decoupled_bundle, info, classifier, Calibration(np.zeros(99)), {}, features.arrays())
+
+    with pytest.raises(ArtifactError, match="expected what gate-likelihoods learnt of a network with 10 classes and 5"):
+        grown.features({"stem": 5})
 
 
 def file_of(bundle, part):
@@ -100,7 +137,7 @@ def edit(folder, **changes):
 def test_a_newer_schema_is_refused_before_anything_is_read(whole):
     edit(whole.folder, schema=99)
 
-    with pytest.raises(ArtifactError, match="expected a bundle of schema 1 to 2, got schema 99 .* update pathguard"):
+    with pytest.raises(ArtifactError, match="expected a bundle of schema 1 to 3, got schema 99 .* update pathguard"):
         Bundle(whole.folder)
 
 
@@ -109,6 +146,7 @@ def as_schema_1(folder):
     manifest = json.loads((folder / "manifest.json").read_text())
     del manifest["sizes"], manifest["digest"]
     manifest["schema"] = 1
+    manifest["detector"]["features"] = "all"  # three kinds, in those days
     content = json.dumps({**manifest, "digest": bundles._digest_of(manifest)}, indent=2, sort_keys=True)
     (folder / "manifest.json").write_text(content)
     return content
@@ -118,14 +156,14 @@ def test_a_bundle_of_schema_1_is_read_as_it_is_and_upgraded_in_its_place(whole):
     content = as_schema_1(whole.folder)
     before = Detector(Bundle(whole.folder))
 
-    assert upgrade_bundle(whole.folder) == (1, 2)
+    assert upgrade_bundle(whole.folder) == (1, 3)
 
     upgraded = Bundle(whole.folder)
     after = Detector(upgraded)
     assert upgraded.manifest == whole.manifest
     assert (after.model_version, after.threshold_version) == (before.model_version, before.threshold_version)
     assert (whole.folder / "manifest.schema-1.json").read_text() == content
-    assert upgrade_bundle(whole.folder) == (2, 2)
+    assert upgrade_bundle(whole.folder) == (3, 3)
 
 
 def test_a_damaged_bundle_of_schema_1_is_not_upgraded(whole):
@@ -213,13 +251,13 @@ def test_a_classifier_that_could_not_be_loaded_again_is_not_written(decoupled_bu
     risky.steps[1][1].fit(rows)
 
     with pytest.raises(ArtifactError, match="expected a classifier of trusted scikit-learn types"):
-        add_detector(decoupled_bundle, DetectorInfo("all", 0.05, ()), risky, Calibration(np.zeros(99)), {})
+        add_detector(decoupled_bundle, DetectorInfo(PLAIN, 0.05, ()), risky, Calibration(np.zeros(99)), {})
     assert not list(decoupled_bundle.folder.glob("classifier*"))
 
 
 @pytest.mark.parametrize("writes", [0, 1, 2])
 def test_a_disk_that_fills_up_while_a_stage_is_made_anew_leaves_the_old_one_whole(whole, digits, monkeypatch, writes):
-    columns = all_features(Evidence.stacked(encode_set(whole.network(), digits.fitting)))
+    columns = columns_of(whole.network(), digits.fitting)
     other = default_estimator().fit(columns, digits.fitting.labels > 2)
     done = []
 
@@ -231,17 +269,17 @@ def test_a_disk_that_fills_up_while_a_stage_is_made_anew_leaves_the_old_one_whol
 
     monkeypatch.setattr(bundles, "write_whole", filling_up)
     with pytest.raises(ArtifactError, match="got: No space left on device"):
-        add_detector(whole, DetectorInfo("all", 0.05, ()), other, Calibration(np.linspace(-2, 2, 99)), {})
+        add_detector(whole, DetectorInfo(PLAIN, 0.05, ()), other, Calibration(np.linspace(-2, 2, 99)), {})
 
     assert Bundle(whole.folder).manifest == whole.manifest
     assert np.array_equal(Bundle(whole.folder).calibration().scores, whole.calibration().scores)
 
 
 def test_a_stage_that_is_made_anew_leaves_no_old_parts_behind(whole, digits):
-    columns = all_features(Evidence.stacked(encode_set(whole.network(), digits.fitting)))
+    columns = columns_of(whole.network(), digits.fitting)
     other = default_estimator().fit(columns, digits.fitting.labels > 2)
 
-    add_detector(whole, DetectorInfo("all", 0.05, ()), other, Calibration(np.linspace(-2, 2, 99)), {})
+    add_detector(whole, DetectorInfo(PLAIN, 0.05, ()), other, Calibration(np.linspace(-2, 2, 99)), {})
 
     assert sorted(path.name.split("-")[0] for path in whole.folder.iterdir()) == [
         "backbone", "calibration", "classifier", "manifest.json", "network",
@@ -249,7 +287,7 @@ def test_a_stage_that_is_made_anew_leaves_no_old_parts_behind(whole, digits):
 
 
 def test_the_loaded_classifier_is_a_scikit_learn_one_with_the_conformal_threshold(whole, digits):
-    columns = all_features(Evidence.stacked(encode_set(whole.network(), digits.test)))
+    columns = columns_of(whole.network(), digits.test)
 
     classifier = whole.classifier()
 

@@ -17,7 +17,6 @@ from detector.bundle import add_detector
 from detector.errors import ArtifactError, RequestError
 from detector.network.training import Schedule
 from detector.paths.encoder import encode, encode_set
-from detector.paths.features import FEATURES
 from detector.scoring.classifier import FalseAlarmClassifier
 from detector.scoring.detector import Detector
 from detector.scoring.thresholds import Calibration
@@ -149,18 +148,13 @@ def test_knowing_the_detector_evades_it_more_often_than_not_knowing_it(network, 
     assert aware.reached.mean() > unaware + 0.2
 
 
-def test_a_forest_is_attacked_through_an_imitation_and_judged_by_itself(
-    defended, network, digits, victims, monkeypatch, caplog
-):
-    monkeypatch.setattr("detector.bundle.TRUSTED_TYPES", ("sklearn.tree._tree.Tree",))
+def test_a_forest_is_attacked_through_an_imitation_and_judged_by_itself(defended, network, digits, victims, caplog):
     clean, calibration = (next(encode_set(network, part)) for part in (digits.fitting.first(200), digits.calibration))
     images = to_tensor(digits.fitting.pixels(slice(0, 200)), CPU)
     attacked = craft(replace(RECIPES["pgd"], budget=48 / 255), network, images, network(images).argmax(dim=1))
-    rows = np.concatenate(
-        [FEATURES["gates"](clean), FEATURES["gates"](encode(network, to_tensor(attacked.pixels, CPU)))]
-    )
+    rows = np.concatenate([clean.gate_logits, encode(network, to_tensor(attacked.pixels, CPU)).gate_logits])
     forest = FalseAlarmClassifier(RandomForestClassifier(30, random_state=0)).fit(rows, np.arange(len(rows)) >= 200)
-    scores = Calibration(forest.score_samples(FEATURES["gates"](calibration)))
+    scores = Calibration(forest.score_samples(calibration.gate_logits))
     bundle = add_detector(defended, replace(defended.detector_info(), features="gates"), forest.estimator_, scores, {})
 
     with caplog.at_level("INFO"):
@@ -175,7 +169,7 @@ def test_a_forest_is_attacked_through_an_imitation_and_judged_by_itself(
     assert known.spearman > 0.7
     assert f"rank correlation of {known.spearman:.2f} with the real ones" in caplog.text
     evidence = encode(network, to_tensor(crafted.pixels, CPU))
-    real = forest.score_samples(FEATURES["gates"](evidence))
+    real = forest.score_samples(evidence.gate_logits)
     assert np.allclose(crafted.scores, real)
     assert np.array_equal(crafted.flagged, real > known.threshold)
     assert crafted.reached.any()

@@ -5,8 +5,9 @@ import torch
 from detector.errors import RequestError
 from detector.network.decouple import decouple
 from detector.network.networks import build_network
+from detector.paths.columns import Column
 from detector.paths.encoder import Evidence, encode, encode_set
-from detector.paths.features import FEATURES, class_margins, features_named
+from detector.paths.features import FEATURES, features_named, rows_of
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def test_path_bits_say_where_a_gate_logit_is_above_zero(network):
 def test_margins_lead_from_the_first_class_in_order(network):
     evidence = encode(network, torch.rand(4, 1, 8, 8))
 
-    margins = class_margins(evidence)
+    margins = features_named("margins", 10, network.layers).fit_transform(rows_of(evidence))
 
     ordered = np.sort(evidence.class_logits, axis=1)
     np.testing.assert_allclose(margins[:, 0], ordered[:, -1] - ordered[:, -2])
@@ -57,11 +58,47 @@ def test_margins_lead_from_the_first_class_in_order(network):
 def test_all_features_are_the_others_side_by_side(network):
     evidence = encode(network, torch.rand(2, 1, 8, 8))
 
-    parts = [FEATURES[name](evidence) for name in ("bits", "gates", "margins")]
+    def columns(text):
+        return features_named(text, 10, network.layers).fit(rows_of(evidence)).of(evidence)
 
-    assert np.array_equal(FEATURES["all"](evidence), np.concatenate(parts, axis=1))
+    assert np.array_equal(columns("all"), np.concatenate([columns(name) for name in FEATURES], axis=1))
+    assert np.array_equal(columns("margins+bits"), columns("bits+margins"))
 
 
-def test_unknown_features_are_refused_with_the_known_ones():
-    with pytest.raises(RequestError, match="expected features of bits, gates, margins, all; got 'pixels'"):
-        features_named("pixels")
+@pytest.mark.parametrize("text", ["pixels", "bits+pixels", "bits+bits", ""])
+def test_unknown_features_are_refused_with_the_known_ones(text):
+    with pytest.raises(RequestError, match="expected features of bits, gates, margins, .*, joined by .*, or all; got"):
+        features_named(text, 10, {"gate": 2})
+
+
+def test_every_column_has_a_name_that_is_read_back(network):
+    features = features_named("all", 10, network.layers).fit(rows_of(encode(network, torch.rand(9, 1, 8, 8))))
+
+    names = features.get_feature_names_out()
+
+    assert len(names) == features.transform(rows_of(encode(network, torch.rand(2, 1, 8, 8)))).shape[1]
+    assert len(set(names)) == len(names)
+    assert [Column.of_name(name) for name in names] == features.columns()
+    assert names[3] == f"bits:{next(iter(network.layers))}[3]"
+    with pytest.raises(RequestError, match="expected the name of a column such as"):
+        Column.of_name("no name")
+
+
+def test_a_column_of_gates_is_the_filter_that_its_name_says(network):
+    evidence = encode(network, torch.rand(3, 1, 8, 8))
+    features = features_named("gates", 10, network.layers).fit(rows_of(evidence))
+
+    layer, place = list(network.layers)[2], 5
+    column = features.columns().index(Column("gates", layer, place))
+
+    network.eval()
+    with torch.inference_mode():
+        _, readings = network.trace(torch.rand(1, 1, 8, 8))
+    before = sum(list(network.layers.values())[:2])
+    assert readings[layer].logits.shape[1] == network.layers[layer]
+    assert np.array_equal(features.of(evidence)[:, column], evidence.gate_logits[:, before + place])
+
+
+def test_rows_of_another_width_are_refused():
+    with pytest.raises(ValueError, match=r"expected rows of 3 \+ 4 logits, got 6 columns"):
+        features_named("gates", 3, {"a": 4}).fit(np.zeros((2, 6)))
