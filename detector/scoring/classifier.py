@@ -5,21 +5,23 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from sklearn.utils import Tags
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from detector.scoring.classifiers import classifier_named
 from detector.scoring.thresholds import Calibration
 
 
 def default_estimator(seed: int = 0) -> BaseEstimator:
     """Logistic regression on standardised columns: quick, and each column's part in a score can be named."""
-    return make_pipeline(
-        StandardScaler(), LogisticRegression(C=0.01, max_iter=1000, class_weight="balanced", random_state=seed)
-    )
+    return classifier_named("logistic-0.01", seed)
+
+
+def log_odds(share: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Probabilities in [0, 1] -> unbounded scores; those within 1e-9 of an end count as at that distance."""
+    inside = np.clip(np.asarray(share, np.float64), 1e-9, 1 - 1e-9)
+    return np.asarray(np.log(inside) - np.log1p(-inside), np.float64)
 
 
 class FalseAlarmClassifier(ClassifierMixin, BaseEstimator):
@@ -88,11 +90,11 @@ class FalseAlarmClassifier(ClassifierMixin, BaseEstimator):
     def score_samples(self, X: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """How suspicious each row is, unbounded, `(samples,)`."""
         check_is_fitted(self)
-        X = validate_data(self, X, reset=False)
+        # float64, so that probabilities near 1 can be told apart
+        X = validate_data(self, X, reset=False, dtype=np.float64)
         if hasattr(self.estimator_, "decision_function"):
             return np.asarray(self.estimator_.decision_function(X), np.float64)
-        share = np.clip(self.estimator_.predict_proba(X)[:, 1], 1e-9, 1 - 1e-9)
-        return np.asarray(np.log(share) - np.log1p(-share), np.float64)
+        return log_odds(self.estimator_.predict_proba(X)[:, 1])
 
     def decision_function(self, X: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """How far the score lies above the threshold, `(samples,)`."""
