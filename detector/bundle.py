@@ -103,11 +103,13 @@ class DetectorInfo:
         features: kinds of features that it reads, of `detector.paths.features.FEATURES`, joined by `+`.
         max_false_alarm_rate: the rate at which it flags unless asked otherwise, in (0, 1).
         recipes: names of the attacks that it was fitted on.
+        classifier: name of the classifier, in `detector.scoring.classifiers.CLASSIFIERS`; empty for another.
     """
 
     features: str
     max_false_alarm_rate: float
     recipes: tuple[str, ...]
+    classifier: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +227,8 @@ class Bundle:
             ArtifactError: the bundle has none yet.
         """
         self.detector_info()
-        return Calibration(safetensors.numpy.load(self._contents[CALIBRATION])["scores"])
+        arrays = safetensors.numpy.load(self._contents[CALIBRATION])
+        return Calibration(arrays["scores"], arrays.get("labels"))
 
     @property
     def network_digest(self) -> str:
@@ -485,7 +488,10 @@ def _weights(network: nn.Module) -> bytes:
 
 
 def _scores(calibration: Calibration) -> bytes:
-    return safetensors.numpy.save({"scores": np.ascontiguousarray(calibration.scores)})
+    arrays: dict[str, npt.NDArray[Any]] = {"scores": np.ascontiguousarray(calibration.scores)}
+    if calibration.labels is not None:
+        arrays["labels"] = np.ascontiguousarray(calibration.labels)
+    return safetensors.numpy.save(arrays)
 
 
 def _versions() -> dict[str, str]:

@@ -101,7 +101,10 @@ def defence_of(bundle: Bundle, network: GatedNet, clean: ImageSet, rate: float |
         RequestError: there is no threshold for the rate, or the features have no gradient.
     """
     info, classifier, calibration = bundle.detector_info(), bundle.classifier(), bundle.calibration()
-    threshold = calibration.threshold(info.max_false_alarm_rate if rate is None else rate)
+    rate = info.max_false_alarm_rate if rate is None else rate
+    threshold = calibration.threshold(rate)
+    # Where each class has its own threshold, scores are moved so that one threshold serves all.
+    moved = threshold - calibration.thresholds(rate, len(bundle.manifest.network.classes))
     features = bundle.features(network.layers)
     columns, columns_in_torch = features.of, torch_features(features)
     score = compile_score(classifier)
@@ -116,8 +119,9 @@ def defence_of(bundle: Bundle, network: GatedNet, clean: ImageSet, rate: float |
 
     def judge(images: Tensor) -> tuple[Tensor, Tensor]:
         evidence = encode(network, images)
-        labels = torch.from_numpy(evidence.class_logits.argmax(axis=1))
-        return labels.to(images.device), torch.from_numpy(score(columns(evidence))).to(images.device)
+        labels = evidence.class_logits.argmax(axis=1)
+        scores = score(columns(evidence)) + moved[labels]
+        return torch.from_numpy(labels).to(images.device), torch.from_numpy(scores).to(images.device)
 
     def rows() -> Iterator[Floats]:
         chooser = np.random.default_rng(seed)

@@ -33,6 +33,11 @@ class Evidence:
     def __len__(self) -> int:
         return len(self.path)
 
+    def at(self, chosen: npt.NDArray[np.bool_] | npt.NDArray[np.int64] | slice) -> "Evidence":
+        """The images at these places, in order."""
+        bits = self.path.bits[chosen]
+        return Evidence(self.class_logits[chosen], self.gate_logits[chosen], PathEncoding(bits, self.path.layers))
+
     @classmethod
     def stacked(cls, parts: Iterable["Evidence"], at_most: int | None = None) -> "Evidence | None":
         """The evidence of the images of `parts`, in order; None where there are none.

@@ -82,10 +82,16 @@ class FalseAlarmClassifier(ClassifierMixin, BaseEstimator):
         Raises:
             RequestError: there are too few scores for `max_false_alarms`.
         """
+        return cls.around(estimator, max_false_alarms).calibrate(calibration)
+
+    @classmethod
+    def around(cls, estimator: BaseEstimator, max_false_alarms: float) -> Self:
+        """The same without a threshold yet: it scores, and flags nothing until it is calibrated."""
         made = cls(estimator, max_false_alarms)
         made.estimator_, made.n_features_in_ = estimator, estimator.n_features_in_
         made.classes_ = np.array([False, True])
-        return made.calibrate(calibration)
+        made.threshold_ = np.inf
+        return made
 
     def score_samples(self, X: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """How suspicious each row is, unbounded, `(samples,)`."""

@@ -56,11 +56,12 @@ class Detector:
             raise ImageError(f"expected uint8 pixels of shape (images, {expected}), got {pixels.dtype} {pixels.shape}")
         evidence = encode(self._network, to_tensor(pixels, self._device))
         scores = self._score(self._features.of(evidence))
+        labels = evidence.class_logits.argmax(axis=1)
         shifted = np.exp(evidence.class_logits - evidence.class_logits.max(axis=1, keepdims=True))
         return Detections(
-            labels=evidence.class_logits.argmax(axis=1),
+            labels=labels,
             probabilities=shifted / shifted.sum(axis=1, keepdims=True),
             scores=scores,
-            p_values=self._calibration.p_values(scores),
+            p_values=self._calibration.p_values(scores, labels),
             paths=evidence.path,
         )

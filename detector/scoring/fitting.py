@@ -4,13 +4,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
+from sklearn.pipeline import Pipeline
 
 from detector.errors import DataError
-from detector.paths.encoder import Evidence
+from detector.paths.encoder import Evidence, Floats
 from detector.paths.features import PathFeatures, features_named, rows_of
-from detector.scoring.classifier import FalseAlarmClassifier, default_estimator
+from detector.scoring.classifier import FalseAlarmClassifier
+from detector.scoring.classifiers import STEP, classifier_named
 from detector.scoring.compiled_score import Score, compile_score
 from detector.scoring.thresholds import Calibration, Scores
+
+# Attacked images of all attacks together: beyond that a fit takes longer and gets no better.
+POSITIVES = 16_000
+CLASSIFIER = "logistic-0.01"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +38,7 @@ class FittedDetector:
 
     def scores(self, parts: Iterable[Evidence]) -> Scores:
         """How suspicious each image of `parts` is, `(images,)`; parts are read one by one."""
-        return _scores(self.score, self.features, parts)
-
-
-def _scores(score: Score, features: PathFeatures, parts: Iterable[Evidence]) -> Scores:
-    return np.concatenate([np.empty(0), *(score(features.of(part)) for part in parts)])
+        return np.concatenate([np.empty(0), *(self.score(self.features.of(part)) for part in parts)])
 
 
 def fit_detector(
@@ -45,6 +48,8 @@ def fit_detector(
     calibration: Iterable[Evidence],
     rate: float = 0.05,
     seed: int = 0,
+    classifier: str = CLASSIFIER,
+    per_class: bool = False,
 ) -> FittedDetector:
     """Fit on clean images against successful attacks, calibrate on clean images of other sources.
 
@@ -54,20 +59,56 @@ def fit_detector(
         attacked: recipe -> evidence of its successful attacks on the fitting split.
         calibration: evidence of the clean images of the calibration split, in parts.
         rate: share of false alarms allowed, in (0, 1).
-        seed: of the classifier.
+        seed: of the classifier, and of which attacked images are left out where there are very many.
+        classifier: its name, in `detector.scoring.classifiers.CLASSIFIERS`.
+        per_class: whether the rate is to hold for each predicted class by itself.
 
     Raises:
         DataError: no attack succeeded.
-        RequestError: the features are unknown, or there are too few calibration images for the rate.
+        RequestError: features or classifier are unknown, or there are too few calibration images for the rate.
     """
     fitted = features_named(features, clean.class_logits.shape[1], clean.path.layers).fit(rows_of(clean))
-    positives = [fitted.of(evidence) for evidence in attacked.values()]
-    if not positives:
+    pipeline = fit_classifier(
+        classifier, fitted.of(clean), {name: fitted.of(part) for name, part in attacked.items()}, seed
+    )
+    score = compile_score(FalseAlarmClassifier.around(pipeline, rate))
+    scores, labels = [], []
+    for part in calibration:
+        scores.append(score(fitted.of(part)))
+        labels.append(part.class_logits.argmax(axis=1))
+    calibrated_on = Calibration(np.concatenate(scores), np.concatenate(labels) if per_class else None)
+    return FittedDetector(fitted, FalseAlarmClassifier.of_fitted(pipeline, calibrated_on, rate), score, calibrated_on)
+
+
+def fit_classifier(name: str, clean: Floats, attacked: Mapping[str, Floats], seed: int = 0) -> Pipeline:
+    """The classifier of that name, fitted; clean and attacked images weigh alike, and so does each attack.
+
+    Args:
+        name: in `detector.scoring.classifiers.CLASSIFIERS`.
+        clean: columns of clean images, `(images, columns)`.
+        attacked: attack -> columns of its images; of very many attacked images, a random choice is used.
+        seed: of the classifier and of that choice.
+
+    Raises:
+        DataError: there are no attacked images.
+        RequestError: the classifier is unknown.
+    """
+    parts = [part for part in attacked.values() if len(part)]
+    if not parts:
         raise DataError("expected at least one attack that fooled the network, got none to fit on")
-    negatives = fitted.of(clean)
-    rows = np.concatenate([negatives, *positives])
-    labels = np.arange(len(rows)) >= len(negatives)
-    classifier = FalseAlarmClassifier(default_estimator(seed), rate).fit(rows, labels)
-    score = compile_score(classifier)
-    calibrated_on = Calibration(_scores(score, fitted, calibration))
-    return FittedDetector(fitted, classifier.calibrate(calibrated_on), score, calibrated_on)
+    chooser, share = np.random.default_rng(seed), POSITIVES // len(parts)
+    parts = [part if len(part) <= share else part[np.sort(chooser.permutation(len(part))[:share])] for part in parts]
+    rows = np.concatenate([clean, *parts])
+    labels = np.arange(len(rows)) >= len(clean)
+    made = classifier_named(name, seed)
+    made.fit(rows, labels, **{f"{STEP}__sample_weight": _weights(len(clean), [len(part) for part in parts])})
+    return made
+
+
+def _weights(clean: int, attacked: list[int]) -> npt.NDArray[np.float64]:
+    """Half of all weight to the clean images, the other half shared alike by the attacks; 1 an image on average."""
+    total = clean + sum(attacked)
+    return np.concatenate([
+        np.full(clean, total / (2 * clean)),
+        *(np.full(count, total / (2 * len(attacked) * count)) for count in attacked),
+    ])  # fmt: skip

@@ -7,44 +7,89 @@ of labels or values; a one-sided p-value of an outlier score is these two lines.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import betabinom
+from scipy.stats import betabinom, binomtest
 
 from detector.errors import RequestError
 
 Scores = npt.NDArray[np.float64]
+Labels = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
     """Scores of clean images that neither network nor classifier was fitted on.
 
+    With labels it is Mondrian (Vovk et al. 2005, section 4.5): an image is compared with calibration images of its own
+    predicted class alone, and the rate of false alarms holds for each class by itself.
+
     Attributes:
         scores: ascending, `(images,)`; larger is more suspicious.
+        labels: predicted class of each, `int64`, `(images,)`; None to compare with images of all classes.
     """
 
     scores: Scores
+    labels: Labels | None = None
 
     def __post_init__(self) -> None:
         if self.scores.ndim != 1 or len(self.scores) == 0 or not np.isfinite(self.scores).all():
             raise RequestError(f"expected a row of finite calibration scores, got shape {self.scores.shape}")
-        object.__setattr__(self, "scores", np.sort(self.scores))
+        if self.labels is not None and self.labels.shape != self.scores.shape:
+            raise RequestError(f"expected a label for each of {len(self.scores)} scores, got {self.labels.shape}")
+        order = np.argsort(self.scores, kind="stable")
+        object.__setattr__(self, "scores", self.scores[order])
+        if self.labels is not None:
+            object.__setattr__(self, "labels", self.labels[order])
 
     def __len__(self) -> int:
         return len(self.scores)
 
-    def p_values(self, scores: Scores) -> Scores:
-        """Share of clean images at least as suspicious, in [1 / (n + 1), 1], the shape of `scores`."""
+    def of_class(self, label: int) -> "Calibration":
+        """The calibration images that were predicted to be of this class, of all classes where there are no labels.
+
+        Raises:
+            RequestError: there are none of that class.
+        """
+        return self if self.labels is None else Calibration(self.scores[self.labels == label])
+
+    def pooled(self) -> "Calibration":
+        """The same images, compared with whatever their class."""
+        return Calibration(self.scores)
+
+    def p_values(self, scores: Scores, labels: Labels | None = None) -> Scores:
+        """Share of clean images at least as suspicious, in [1 / (n + 1), 1], the shape of `scores`.
+
+        Args:
+            scores: of the images in question, `(images,)`.
+            labels: their predicted classes; needed where the calibration has labels. An image of a class that no
+                calibration image is of gets 1: nothing is known that speaks against it.
+        """
+        if self.labels is not None:
+            if labels is None:
+                raise RequestError("expected the predicted classes for a calibration of each class, got none")
+            found = np.ones(len(scores))
+            for label in np.unique(labels).tolist():
+                if (self.labels == label).any():
+                    own = labels == label
+                    found[own] = self.of_class(label).p_values(scores[own])
+            return found
         as_high = len(self.scores) - np.searchsorted(self.scores, scores, side="left")
         return (1 + as_high) / (len(self.scores) + 1)
 
     @property
     def smallest_rate(self) -> float:
         """The smallest rate of false alarms for which there is a threshold, 1 / (n + 1)."""
-        return 1 / (len(self.scores) + 1)
+        return 1 / (min((len(part) for part in self._classes()), default=0) + 1)
+
+    def _classes(self) -> "Iterator[Calibration]":
+        if self.labels is None:
+            yield self
+        else:
+            yield from (self.of_class(label) for label in np.unique(self.labels).tolist())
 
     def check_rate(self, max_false_alarm_rate: float) -> None:
         """Refuse a rate for which there is no threshold.
@@ -59,7 +104,7 @@ class Calibration:
             )
 
     def threshold(self, max_false_alarm_rate: float) -> float:
-        """The score above which an image is flagged.
+        """The score above which an image is flagged, whatever its class; `thresholds` tells those of the classes.
 
         Raises:
             RequestError: there is no threshold for this rate.
@@ -69,6 +114,21 @@ class Calibration:
         # Guard against (n + 1)(1 - α) landing a rounding error above a whole number.
         rank = math.ceil(round((n + 1) * (1 - max_false_alarm_rate), 9))
         return float(self.scores[rank - 1])
+
+    def thresholds(self, max_false_alarm_rate: float, classes: int) -> Scores:
+        """For each predicted class the score above which an image is flagged, `(classes,)`.
+
+        Infinite for a class that no calibration image was predicted to be of.
+
+        Raises:
+            RequestError: there is no threshold for this rate.
+        """
+        if self.labels is None:
+            return np.full(classes, self.threshold(max_false_alarm_rate))
+        return np.array([
+            self.of_class(label).threshold(max_false_alarm_rate) if (self.labels == label).any() else np.inf
+            for label in range(classes)
+        ])  # fmt: skip
 
     def expected_range(self, max_false_alarm_rate: float, images: int, level: float = 0.99) -> tuple[float, float]:
         """The `level` prediction interval of the realised rate on `images` fresh clean images.
@@ -85,3 +145,9 @@ class Calibration:
         alarms = betabinom(images, n + 1 - rank, rank)
         low, high = alarms.ppf((1 - level) / 2), alarms.ppf((1 + level) / 2)
         return float(low / images), float(high / images)
+
+
+def clopper_pearson(hits: int, images: int, level: float = 0.95) -> tuple[float, float]:
+    """The exact interval of a share of which `hits` of `images` were seen (Clopper and Pearson 1934)."""
+    found = binomtest(hits, images).proportion_ci(level, method="exact")
+    return float(found.low), float(found.high)

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detector.errors import RequestError
-from detector.scoring.thresholds import Calibration
+from detector.scoring.thresholds import Calibration, clopper_pearson
 
 scores = st.lists(st.sampled_from([-2.0, -1.0, 0.0, 0.5, 1.0, 3.0]), min_size=1, max_size=40).map(np.array)
 
@@ -52,6 +52,37 @@ def test_the_prediction_interval_covers_as_often_as_it_says():
 def test_a_rate_without_a_threshold_is_refused_and_the_smallest_is_named(rate):
     with pytest.raises(RequestError, match=r"from 0\.010000 \(that 99 calibration images allow\) to below 1, got"):
         Calibration(np.arange(99.0)).threshold(rate)
+
+
+def test_each_class_has_its_own_threshold_and_its_own_false_alarms():
+    chooser = np.random.default_rng(2)
+
+    def draw(count):
+        labels = chooser.integers(2, size=count)
+        return chooser.normal(size=count) + 5 * labels, labels
+
+    calibration, (scores, labels) = Calibration(*draw(4000)), draw(4000)
+
+    flagged = calibration.p_values(scores, labels) <= 0.05
+    thresholds = calibration.thresholds(0.05, 3)
+
+    assert np.array_equal(flagged, scores > thresholds[labels])
+    for label in (0, 1):
+        assert 0.03 < flagged[labels == label].mean() < 0.07
+    pooled = calibration.pooled().p_values(scores) <= 0.05
+    assert pooled[labels == 0].mean() == 0
+    assert thresholds[2] == np.inf
+    assert calibration.p_values(np.array([99.0]), np.array([2])).tolist() == [1.0]
+    assert calibration.smallest_rate == 1 / (min((calibration.labels == label).sum() for label in (0, 1)) + 1)
+    with pytest.raises(RequestError, match="expected the predicted classes"):
+        calibration.p_values(scores)
+
+
+def test_the_interval_of_a_share_is_that_of_clopper_and_pearson():
+    low, high = clopper_pearson(0, 10)
+
+    assert low == 0
+    assert high == pytest.approx(1 - 0.025 ** (1 / 10))
 
 
 @pytest.mark.parametrize("values", [[], [1.0, float("nan")], [[1.0]]])

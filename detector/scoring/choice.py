@@ -1,0 +1,156 @@
+"""Which features and which classifier: chosen on the fitting split, by attacks that the classifier has not seen.
+
+Each candidate is fitted on all families of attacks but one, on the images of one half, and judged by the family left
+out, on the images of the other half: neither the attack nor the image was seen. Choosing by attacks that were fitted on
+would reward what learns those attacks by heart.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from detector.errors import DataError
+from detector.paths.encoder import Evidence
+from detector.paths.features import FEATURES, features_named, rows_of
+from detector.scoring.classifier import FalseAlarmClassifier
+from detector.scoring.classifiers import CLASSIFIERS
+from detector.scoring.compiled_score import compile_score
+from detector.scoring.evaluation import auroc
+from detector.scoring.fitting import fit_classifier
+
+Ids = npt.NDArray[np.int64]
+# Images of each attack, and clean images, that the choice is made by: enough to tell candidates apart.
+ATTACKED_IMAGES, CLEAN_IMAGES = 400, 3000
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Evidence, and which images it is of.
+
+    Attributes:
+        evidence: one row an image.
+        ids: index of each image in its source, `int64`, `(images,)`.
+    """
+
+    evidence: Evidence
+    ids: Ids
+
+    def at(self, chosen: npt.NDArray[np.bool_] | slice) -> "Sample":
+        """The images at these places."""
+        return Sample(self.evidence.at(chosen), self.ids[chosen])
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Features and a classifier on them, and how they did on attacks left out.
+
+    Attributes:
+        features: kinds joined by `+`.
+        classifier: name in `CLASSIFIERS`.
+        worst: the smallest AUROC over the families, each left out in turn.
+        mean: their mean.
+        seen: mean AUROC over the families when all are fitted on, on images that were not.
+    """
+
+    features: str
+    classifier: str
+    worst: float
+    mean: float
+    seen: float
+
+    @property
+    def merit(self) -> float:
+        """What is made large: attacks left out and attacks fitted on count alike; of the former the worst as well."""
+        return (self.worst + self.mean) / 4 + self.seen / 2
+
+
+def family_of(recipe: str) -> str:
+    """Recipes of one attack, whatever their budget: `pgd-2` and `pgd-end` are PGD."""
+    return "mi-fgsm" if recipe.startswith("mi-fgsm") else recipe.partition("-")[0]
+
+
+def choose(
+    clean: Sample,
+    attacked: Mapping[str, Sample],
+    features: Sequence[str],
+    classifiers: Sequence[str],
+    seed: int = 0,
+    listen: Callable[[Candidate], None] = lambda _: None,
+) -> list[Candidate]:
+    """All that was tried, best first.
+
+    Classifiers are compared on all the features, then, with the best of them, features: each kind is left out in turn
+    for as long as that helps.
+
+    Args:
+        clean: clean images of the fitting split.
+        attacked: recipe -> its successful attacks on the fitting split.
+        features: kinds to choose from, in `FEATURES`.
+        classifiers: names to choose from.
+        seed: of classifiers and halves.
+        listen: called after every candidate.
+
+    Raises:
+        DataError: there are fewer than two families of attacks.
+    """
+    families = sorted({family_of(recipe) for recipe in attacked})
+    if len(families) < 2:
+        raise DataError(f"expected at least two families of attacks to leave one out, got {', '.join(families)}")
+    clean = clean.at(slice(CLEAN_IMAGES))
+    attacked = {recipe: sample.at(slice(ATTACKED_IMAGES)) for recipe, sample in attacked.items()}
+    tried: dict[tuple[str, str], Candidate] = {}
+
+    def attempt(kinds: Sequence[str], classifier: str) -> Candidate:
+        key = ("+".join(kinds), classifier)
+        if key not in tried:
+            tried[key] = _judged(*key, clean, attacked, families, seed)
+            listen(tried[key])
+        return tried[key]
+
+    best = max((attempt(features, name) for name in classifiers), key=lambda candidate: candidate.merit)
+    kinds = list(features)
+    while len(kinds) > 1:
+        fewer = [[kind for kind in kinds if kind != dropped] for dropped in kinds]
+        found = max((attempt(rest, best.classifier) for rest in fewer), key=lambda candidate: candidate.merit)
+        if found.merit < best.merit:
+            break
+        best, kinds = found, found.features.split("+")
+    return sorted(tried.values(), key=lambda candidate: -candidate.merit)
+
+
+def _judged(
+    features: str, classifier: str, clean: Sample, attacked: Mapping[str, Sample], families: Sequence[str], seed: int
+) -> Candidate:
+    unseen: dict[str, list[float]] = {family: [] for family in families}
+    seen: list[float] = []
+    for half in (0, 1):
+        fitting, judging = _half(clean, half, seed), _half(clean, 1 - half, seed)
+        columns = features_named(features, clean.evidence.class_logits.shape[1], clean.evidence.path.layers)
+        columns.fit(rows_of(fitting.evidence))
+        usual, judged_clean = columns.of(fitting.evidence), columns.of(judging.evidence)
+        fitted_on = {name: columns.of(_half(sample, half, seed).evidence) for name, sample in attacked.items()}
+        judged_by = {name: columns.of(_half(sample, 1 - half, seed).evidence) for name, sample in attacked.items()}
+        for left_out in (*families, None):
+            others = {name: rows for name, rows in fitted_on.items() if family_of(name) != left_out}
+            pipeline = fit_classifier(classifier, usual, others, seed)
+            score = compile_score(FalseAlarmClassifier.around(pipeline, 0.05))
+            scores = score(judged_clean)
+            for name, rows in judged_by.items():
+                if len(rows) and left_out is None:
+                    seen.append(auroc(scores, score(rows)))
+                elif len(rows) and family_of(name) == left_out:
+                    unseen[family_of(name)].append(auroc(scores, score(rows)))
+    means = [float(np.mean(values)) for values in unseen.values() if values]
+    return Candidate(features, classifier, min(means), float(np.mean(means)), float(np.mean(seen)))
+
+
+def _half(sample: Sample, half: int, seed: int) -> Sample:
+    """Images of one half, by their id: a clean image and all that was made of it lie on the same side."""
+    side = np.random.default_rng(seed).integers(2, size=int(sample.ids.max(initial=0)) + 1)
+    # The generator's first numbers are the same however many are drawn: an id has one side in every sample.
+    return sample.at(side[sample.ids] == half)
+
+
+ALL_KINDS, ALL_CLASSIFIERS = tuple(FEATURES), tuple(CLASSIFIERS)
