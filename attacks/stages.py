@@ -19,7 +19,7 @@ from detector.errors import ArtifactError, DataError
 from detector.model_card import write_card
 from detector.network.decouple import GatedNet
 from detector.paths.encoder import Evidence, encode_set
-from detector.paths.features import ALL, FEATURES
+from detector.paths.features import ALL, FEATURES, name_of
 from detector.scoring.compiled_score import compile_score
 from detector.scoring.evaluation import DetectionFigures, FalseAlarmFigures, detection_figures, false_alarm_figures
 from detector.scoring.fitting import FittedDetector, fit_detector
@@ -126,11 +126,11 @@ def judge_detector(bundle: Bundle, splits: Splits, store: AttackStore, rate: flo
         DataError: the data does not fit, or no attack succeeded.
         RequestError: there is no threshold for the rate.
     """
-    info, classifier = bundle.detector_info(), bundle.classifier()
+    classifier = bundle.classifier()
     network = _network_for(bundle, splits, store)
     features = bundle.features(network.layers)
     fitted = FittedDetector(features, classifier, compile_score(classifier), bundle.calibration())
-    return _figures(network, splits, store, {info.features: fitted}, rate, seed)[0]
+    return _figures(network, splits, store, {name_of(features.kinds): fitted}, rate, seed)[0]
 
 
 def judge_each_feature(

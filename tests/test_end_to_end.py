@@ -15,6 +15,7 @@ from sklearn.datasets import load_digits
 
 from attacks.store import AttackStore
 from detector.bundle import Bundle
+from detector.paths.features import FEATURES
 from detector.scoring.detector import Detector
 from pathguard.cli import main
 from pathguard.client import Client, Verdict
@@ -61,7 +62,7 @@ def test_from_a_folder_of_photos_to_a_verdict_over_the_wire(photos, tmp_path, ca
     assert backbone["accuracy"] > 0.7
     assert decoupled["accuracy"] > 0.5
     assert attack["fooled"] > 0
-    assert [row["features"] for row in judged] == ["all", "bits", "gates", "margins", "all"]
+    assert [row["features"] for row in judged] == ["all", *FEATURES, "all"]
     assert judged[0] == judged[-1]
     assert f"{judged[0]['auroc']:.4f}" in table
     assert "labelled wrongly" in table

@@ -100,6 +100,11 @@ def kinds_named(text: str) -> tuple[str, ...]:
     return tuple(name for name in FEATURES if name in names)
 
 
+def name_of(kinds: Sequence[str]) -> str:
+    """The shortest text that `kinds_named` reads as these kinds."""
+    return ALL if set(kinds) == set(FEATURES) else "+".join(kinds)
+
+
 def features_named(text: str, classes: int, layers: Layers) -> "PathFeatures":
     """The features of that name, to be fitted.
 

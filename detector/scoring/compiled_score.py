@@ -59,6 +59,7 @@ def _folded_network(scaler: StandardScaler, network: MLPClassifier) -> Score:
         for weights, offset in layers[:-1]:
             values = np.maximum(values @ weights + offset, 0)
         weights, offset = layers[-1]
-        return np.clip((values @ weights + offset)[:, 0], -end, end)
+        clipped: Scores = np.clip((values @ weights + offset)[:, 0], -end, end)
+        return clipped
 
     return score

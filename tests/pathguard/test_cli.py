@@ -173,7 +173,7 @@ def test_an_old_bundle_is_upgraded_and_the_schemas_are_told(run, digits, tmp_pat
     code, out, _ = run("upgrade", bundle.folder, "--json")
 
     assert code == 0
-    assert json.loads(out) == [{"bundle": str(bundle.folder), "schema before": 1, "schema": 2}]
+    assert json.loads(out) == [{"bundle": str(bundle.folder), "schema before": 1, "schema": bundles.SCHEMA}]
 
 
 def test_json_of_a_training_run_is_all_that_stands_on_standard_output(run, photos, tmp_path):
