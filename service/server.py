@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import importlib.metadata
 import logging
 import signal
@@ -35,6 +36,7 @@ from service.interceptors import ErrorWrapper, Wrapper, WrappingInterceptor
 from service.kept_files import KeptFiles
 from service.lifecycle import Lifecycle
 from service.listener import Listener, address
+from service.memory import keep_freed_memory
 from service.model import Answer, Job, Model, ask, run_jobs
 from service.models.keeper import Keeper, Load, show_models
 from service.models.registry import Registry, served
@@ -351,6 +353,10 @@ async def serve(
         loop.add_signal_handler(number, asked_to_stop.set)
     try:
         async with _running(models, config) as (server, port):
+            # What is there now stays: without this, the collector looks through all of torch's objects again and again,
+            # and all calls wait for it.
+            gc.collect()
+            gc.freeze()
             if on_ready is not None:
                 on_ready(port)
             stopping, listening = asyncio.create_task(asked_to_stop.wait()), asyncio.create_task(server.listens())
@@ -367,6 +373,7 @@ async def serve(
 
 def run(models: Model | ModelSource, config: ServiceConfig, *, on_ready: Callable[[int], None] | None = None) -> None:
     """`serve` in an event loop of its own; blocks until SIGTERM or SIGINT. For a process's main thread."""
+    keep_freed_memory()
     asyncio.run(serve(models, config, on_ready=on_ready))
 
 
