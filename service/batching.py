@@ -7,6 +7,7 @@ out of each other's way:
   anything, and so is one whose deadline would pass before its items had been run;
 - a batch starts as soon as the model is free. Nobody waits for a batch to fill: while one batch runs, the next fills
   by itself, and on an idle machine waiting would only add delay;
+- what would be too late even if it ran now makes room for those that would not, while there are such;
 - earliest deadline first; but the item that has waited longest goes first once it has waited `max_wait_seconds`, so
   that a caller without a deadline is never passed over for ever;
 - what has expired or was cancelled is dropped before it is run;
@@ -32,11 +33,12 @@ Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
 # How much longer than expected a wait is taken to be at admission. Under overload the queue is always as long as
-# deadlines allow, so that without it every second caller who was taken would get its answer just too late.
-_CAUTION = 1.25
+# deadlines allow, so that without it every second caller who was taken would get its answer just too late; and what the
+# answer needs on its way back is not in the wait.
+_CAUTION = 2.0
 
 # How much one batch more counts in the running estimate of the seconds that an item takes.
-_NEWEST_WEIGHT = 0.2
+NEWEST_WEIGHT = 0.2
 
 
 @dataclass(slots=True, eq=False)
@@ -237,6 +239,9 @@ class MicroBatcher(Generic[Item, Answer]):
             _fail(self._waiting.pop(0), ExpiredError("the deadline passed while the images were waiting"))
         # A caller who was cancelled in this very turn of the loop has not had the time to leave.
         self._waiting = [submission for submission in self._waiting if not submission.future.done()]
+        # The last one that waits always gets its chance: without a run there would be no news of how long one takes.
+        while len(self._waiting) > 1 and self._would_be_late(self._waiting[0], now):
+            _fail(self._waiting.pop(0), ExpiredError("the deadline would have passed before the images had been run"))
         batch: _Batch[Item, Answer] = _Batch(now)
         oldest = min(self._waiting, key=_arrival, default=None)
         if oldest is not None and now - oldest.arrived >= self._max_wait:
@@ -244,6 +249,11 @@ class MicroBatcher(Generic[Item, Answer]):
         while self._waiting and len(batch.items) < self._max_batch:
             self._take(self._waiting[0], batch)
         return batch if batch.items else None
+
+    def _would_be_late(self, submission: _Submission[Item, Answer], now: float) -> bool:
+        """Whether its deadline would pass even if the rest of its items ran now."""
+        left = len(submission.items) - submission.taken
+        return now + left * self._seconds_per_item() >= submission.deadline
 
     def _take(self, submission: _Submission[Item, Answer], batch: _Batch[Item, Answer]) -> None:
         start = submission.taken
@@ -257,21 +267,22 @@ class MicroBatcher(Generic[Item, Answer]):
 
     def _finish(self, batch: _Batch[Item, Answer], answers: "list[Answer | BaseException]") -> None:
         self._running = None
-        keep, seconds = 1 - _NEWEST_WEIGHT, self._clock() - batch.started
-        self._seconds = keep * self._seconds + _NEWEST_WEIGHT * seconds
-        self._done = keep * self._done + _NEWEST_WEIGHT * len(batch.items)
+        keep, seconds = 1 - NEWEST_WEIGHT, self._clock() - batch.started
+        self._seconds = keep * self._seconds + NEWEST_WEIGHT * seconds
+        self._done = keep * self._done + NEWEST_WEIGHT * len(batch.items)
+        # Straight away: the loop has already seen everything that came while the batch ran.
+        if self._waiting and self._wake is None:
+            self._start()
         position = 0
         for submission, share in batch.shares:
             submission.answers += answers[position : position + share]
             position += share
             if len(submission.answers) == len(submission.items) and not submission.future.done():
                 submission.future.set_result(submission.answers)
-        # Straight away: the loop has already seen everything that came while the batch ran.
-        if self._waiting and self._wake is None:
-            self._start()
         if self._on_batch is not None:
             failed = sum(isinstance(answer, BaseException) for answer in answers)
-            self._on_batch(BatchRun(batch.items, batch.waits, seconds, failed))
+            # Behind the callers, who have just been woken: they need not wait for those who count.
+            self._loop.call_soon(self._on_batch, BatchRun(batch.items, batch.waits, seconds, failed))
 
     def _expected_wait(self, items: int, deadline: float) -> float:
         """Seconds until `items` with `deadline` would have been run: the time of what goes before them, and their own.

@@ -213,13 +213,13 @@ async def test_a_caller_whose_deadline_would_pass_before_it_is_run_is_refused():
     async with batching(model, max_batch=1, clock=clock) as batcher:
         await ten_seconds_per_item(model, batcher, clock)
         async with busy(model, batcher):
-            waiter, *_ = await waiting(batcher.submit([1], clock.now + 30))
-            # 10 s for what runs, 10 s for what waits before it, 10 s for itself, and a quarter more.
+            waiter, *_ = await waiting(batcher.submit([1], clock.now + 50))
+            # 10 s for what runs, 10 s for what waits before it, 10 s for itself, and as much again to be sure.
             with pytest.raises(OverloadedError, match="the wait at present") as caught:
-                batcher.admit(1, 1, clock.now + 37).__enter__()
+                batcher.admit(1, 1, clock.now + 59).__enter__()
             assert caught.value.reason == "deadline"
             # With an earlier deadline than the one that waits, only what runs goes before.
-            with batcher.admit(1, 1, clock.now + 38), batcher.admit(1, 1, clock.now + 26), batcher.admit(1, 1, None):
+            with batcher.admit(1, 1, clock.now + 61), batcher.admit(1, 1, clock.now + 41), batcher.admit(1, 1, None):
                 pass
         await waiter
 
@@ -230,6 +230,29 @@ async def test_on_an_idle_model_everybody_gets_a_chance_however_slow_it_was():
         await ten_seconds_per_item(model, batcher, clock)
         with batcher.admit(1, 1, clock.now + 0.001):
             assert await batcher.submit([1], clock.now + 0.001) == [2]
+
+
+async def test_what_would_be_too_late_even_now_makes_room_for_what_would_not():
+    model, clock = Model(), Clock()
+    async with batching(model, max_batch=1, clock=clock) as batcher:
+        await ten_seconds_per_item(model, batcher, clock)
+        async with busy(model, batcher):
+            late, in_time = await waiting(batcher.submit([1], clock.now + 19), batcher.submit([2], clock.now + 100))
+            clock.now += 10.0
+        assert await in_time == [4]
+        with pytest.raises(ExpiredError, match="would have passed"):
+            await late
+    assert model.batches == [[0], [0], [2]]
+
+
+async def test_the_last_one_that_waits_gets_its_chance_though_it_may_be_too_late():
+    model, clock = Model(), Clock()
+    async with batching(model, max_batch=1, clock=clock) as batcher:
+        await ten_seconds_per_item(model, batcher, clock)
+        async with busy(model, batcher):
+            (late,) = await waiting(batcher.submit([1], clock.now + 19))
+            clock.now += 10.0
+        assert await late == [2]
 
 
 async def test_each_batch_is_told_with_its_waits_its_time_and_its_failures():

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from service.batching import MicroBatcher
+from service.batching import NEWEST_WEIGHT, MicroBatcher
 from service.errors import ExpiredError, OverloadedError, UnavailableError
 
 MAX_WAIT_SECONDS = 20.0
@@ -25,6 +25,7 @@ class Caller:
         self.number = number
         self.deadline = deadline
         self.arrived = None  # when it came into the queue, by the clock
+        self.hopeless = False  # whether it was once too late to run, by the measured pace, while it waited
         self.taken = 0  # how many of its items have come to the model
         self.cancelled = False
         self.task = None
@@ -63,6 +64,8 @@ class Batching(RuleBasedStateMachine):
         self.now, self.mode, self.closed, self.known = 0.0, GOOD, False, []
         self.max_batch, self.max_items, self.max_bytes = max_batch, max_items, max_bytes
         self.worker = Worker(self)
+        self.started = 0.0  # the present batch
+        self.seconds = self.done = 0.0  # of those that ran, the newest counting most
         self.seen = []  # sizes of the batches, as told to those who count
 
         async def make():
@@ -121,10 +124,15 @@ class Batching(RuleBasedStateMachine):
     @rule(mode=st.sampled_from([GOOD, FRAGILE, FORGETFUL]))
     def model_finishes(self, mode):
         self.mode = mode
+        self.finish()
+        self.let_the_loop_turn(1)
+
+    def finish(self):
         work, done = self.worker.held
         self.worker.held = None
+        self.seconds = (1 - NEWEST_WEIGHT) * self.seconds + NEWEST_WEIGHT * (self.now - self.started)
+        self.done = (1 - NEWEST_WEIGHT) * self.done + NEWEST_WEIGHT * len(work.args[0])
         self.loop.call_soon(done, work())
-        self.let_the_loop_turn(1)
 
     @precondition(lambda self: self.worker.held is not None)
     @rule(which=st.integers(0, 8))
@@ -137,9 +145,7 @@ class Batching(RuleBasedStateMachine):
     @rule(caller=callers)
     def model_finishes_and_a_caller_leaves_in_the_same_turn(self, caller):
         self.mode = GOOD
-        work, done = self.worker.held
-        self.worker.held = None
-        self.loop.call_soon(done, work())
+        self.finish()
         self.cancel(caller)
         self.let_the_loop_turn(1)
 
@@ -161,6 +167,12 @@ class Batching(RuleBasedStateMachine):
         assert not any(caller.cancelled for caller in running), "cancelled"
         assert all(urgency(caller) > self.now for caller in running), "expired"
         left_out = [caller for caller in self.known if caller.waits and urgency(caller) > self.now]
+        for caller in left_out:
+            left = len(caller.items) - caller.taken
+            caller.hopeless = bool(self.done) and self.now + left * self.seconds / self.done >= urgency(caller)
+        # Whoever would be too late even now may have been told so.
+        left_out = [caller for caller in left_out if not caller.hopeless]
+        self.started = self.now
         if left_out:
             assert len(items) == self.max_batch, "room was left while others wait"
         oldest = min([*running, *left_out], key=lambda caller: caller.number)
@@ -220,7 +232,7 @@ class Batching(RuleBasedStateMachine):
             assert ["failed" if isinstance(answer, RuntimeError) else answer for answer in answers] == expected
             assert caller.taken == len(caller.items)
         elif isinstance(error, ExpiredError):
-            assert urgency(caller) <= self.now
+            assert caller.hopeless or urgency(caller) <= self.now
             assert caller.taken < len(caller.items), "run to the end and yet expired"
         elif isinstance(error, UnavailableError):
             assert self.closed
