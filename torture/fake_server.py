@@ -1,9 +1,11 @@
-"""Serves the tests' fake detector, which fails on command: `python -m torture.fake_server`.
+"""Serves the tests' fake detector, which fails on command: `python -m torture.fake_server [--steady]`.
 
 An image whose first pixel is one of the values below makes the model do what they say; any other value is its answer.
+With --steady it obeys no command: whatever goes wrong then is the server's own doing.
 """
 
 import os
+import sys
 import time
 
 import numpy as np
@@ -40,5 +42,15 @@ class FailingDetector(FakeDetector):
         return super().detect(pixels)
 
 
+class SteadyDetector(FakeDetector):
+    """As the fake, but those values are answered like others."""
+
+    def detect(self, pixels: Pixels) -> Detections:
+        """As the fake."""
+        steady = pixels.copy()
+        steady[:, 0, 0, 0] %= ENDS_THE_THREAD
+        return super().detect(steady)
+
+
 if __name__ == "__main__":
-    run(FailingDetector(), ServiceConfig.from_environ(os.environ))
+    run(SteadyDetector() if "--steady" in sys.argv else FailingDetector(), ServiceConfig.from_environ(os.environ))

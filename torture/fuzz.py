@@ -119,7 +119,7 @@ def _changed(name: str, runs: int, seed: int) -> Outcome:
 
 def _over_the_wire(name: str, method: str, calls: int, seed: int) -> Outcome:
     """To a server in a process of its own, with a caller beside whose answers have to be right and in time."""
-    with outcome_of(f"{name}, over the wire") as outcome, server(fake()) as one:
+    with outcome_of(f"{name}, over the wire") as outcome, server(fake(steady=True)) as one:
         before = 0.0
         with load(one.target, known_of_fake(), outcome):
             asyncio.run(_calls(one, method, TARGETS[name].seeds, calls // 4, seed, outcome))
@@ -129,7 +129,8 @@ def _over_the_wire(name: str, method: str, calls: int, seed: int) -> Outcome:
         outcome.figures |= {"inputs": calls, "memory grown, MB": grown}
         outcome.expect(grown < SERVER_GROWTH_MEGABYTES, f"the server's memory grew by {grown:.0f} MB")
         outcome.expect(one.metric("pathguard_queue_images") == 0, "images are still taken in and not answered")
-        internal = [text for text in one.tail().splitlines() if text.startswith("internal error")]
+        said = one.log.read_text(encoding="utf-8", errors="replace")
+        internal = [text for text in said.splitlines() if text.startswith("internal error")]
         outcome.expect(not internal, f"the server met what it did not expect: {one.tail()}")
     return outcome
 

@@ -179,9 +179,9 @@ def of_bundle(bundle: Path) -> list[str]:
     return [sys.executable, "-m", "pathguard", "serve", "--bundle", str(bundle.resolve())]
 
 
-def fake() -> list[str]:
-    """The command that serves the fake detector, which fails on command."""
-    return [sys.executable, "-m", "torture.fake_server"]
+def fake(*, steady: bool = False) -> list[str]:
+    """The command that serves the fake detector, which fails on command unless it is `steady`."""
+    return [sys.executable, "-m", "torture.fake_server", *(["--steady"] if steady else [])]
 
 
 def channel_to(target: str, credentials: grpc.ChannelCredentials | None = None) -> grpc.Channel:
