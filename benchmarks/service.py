@@ -21,6 +21,7 @@ import grpc
 import numpy as np
 import torch
 
+from benchmarks.offline import offline_process
 from benchmarks.overload import overload
 from benchmarks.peers.sides import Side, ours, peers
 from benchmarks.report import Row, print_rows, write_rows
@@ -57,7 +58,7 @@ def measure(bundle: Path, quick: bool, mlserver_python: Path | None, litserve_py
         rows = _delay(detector, target, 200 if quick else 2000)
         rows += _memory(process.pid, target, detector.spec, at_start, quick)
     with server_process(bundle, threads=1) as (_, target):
-        rows += _saturated(detector, target, *((5, 0.5) if quick else (15, 2.0)))
+        rows += _saturated(bundle, detector, target, *((5, 0.5) if quick else (15, 2.0)))
         rows += _overloaded(detector, target, 3 if quick else 20)
         with peers(bundle, mlserver_python, litserve_python) as others:
             rows += _beside(detector.spec, [ours(target), *others], *((2, 30, 0.5) if quick else (10, 200, 2.0)))
@@ -122,34 +123,34 @@ async def _many(target: str, body: bytes, calls: int, callers: int = 8) -> None:
     await asyncio.gather(*(caller() for _ in range(callers)))
 
 
-def _saturated(detector: Detector, target: str, rounds: int, seconds: float) -> list[Row]:
+def _saturated(bundle: Path, detector: Detector, target: str, rounds: int, seconds: float) -> list[Row]:
     """32 images a call, several callers, against batches of 32 without a server."""
-    pixels = noise(detector.spec, IMAGES_PER_CALL)
     side = ours(target)
-    body = side.request(pixels)
-    offline, served = [], []
+    body = side.request(noise(detector.spec, IMAGES_PER_CALL))
     images_per_second(side, body, IMAGES_PER_CALL, CALLERS, seconds)
-    for _ in range(rounds):
-        offline.append(_offline(detector, pixels, seconds))
-        served.append(images_per_second(side, body, IMAGES_PER_CALL, CALLERS, seconds))
-    alone, ratio = float(np.median(offline)), float(np.median(np.array(served) / np.array(offline)))
+    with (
+        offline_process(bundle, IMAGES_PER_CALL, keeps_memory=False) as plain,
+        offline_process(bundle, IMAGES_PER_CALL, keeps_memory=True) as kept,
+    ):
+        rates = np.array(
+            [
+                (plain(seconds), kept(seconds), images_per_second(side, body, IMAGES_PER_CALL, CALLERS, seconds))
+                for _ in range(rounds)
+            ]
+        )
+    ratios = np.median(rates[:, 2:] / rates[:, :2], axis=0)
+    what = f"{CALLERS} callers, {IMAGES_PER_CALL} images a call"
     return [
-        Row(figure=f"offline, batches of {IMAGES_PER_CALL}, images per second", value=alone),
+        Row(figure=f"offline, batches of {IMAGES_PER_CALL}, images per second", value=float(np.median(rates[:, 0]))),
+        Row(figure="the same, keeping freed memory as the server does", value=float(np.median(rates[:, 1]))),
+        Row(figure=f"served / offline, {what}", value=float(ratios[0]), bar=THROUGHPUT_BAR, at_most=False),
         Row(
-            figure=f"served / offline, {CALLERS} callers, {IMAGES_PER_CALL} images a call",
-            value=ratio,
+            figure="served / offline that keeps freed memory, the same",
+            value=float(ratios[1]),
             bar=THROUGHPUT_BAR,
             at_most=False,
         ),
     ]
-
-
-def _offline(detector: Detector, pixels: Pixels, seconds: float) -> float:
-    began, images = time.perf_counter(), 0
-    while (took := time.perf_counter() - began) < seconds:
-        detector.detect(pixels)
-        images += len(pixels)
-    return images / took
 
 
 def _overloaded(detector: Detector, target: str, seconds: float) -> list[Row]:
