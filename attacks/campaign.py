@@ -17,7 +17,6 @@ from attacks.store import AttackStore, ShardKey, ShardRecord
 from detector.batches import device_of, to_tensor
 from detector.datasets import ImageSet
 from detector.errors import ArtifactError, DataError
-from detector.network.decouple import GatedNet
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +35,7 @@ class Campaign:
 
 
 def run_attacks(
-    network: GatedNet,
+    network: nn.Module,
     splits: Mapping[str, ImageSet],
     recipes: Sequence[Recipe],
     store: AttackStore,
@@ -51,7 +50,7 @@ def run_attacks(
     alone: an interrupted run goes on where it stopped and gives the same files.
 
     Args:
-        network: the decoupled network.
+        network: the attacked network, decoupled but for experiments.
         splits: images by the name of their split.
         recipes: the attacks.
         store: opened for writing.

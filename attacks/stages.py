@@ -18,6 +18,7 @@ from detector.datasets import Indices, Splits
 from detector.errors import ArtifactError, DataError
 from detector.model_card import write_card
 from detector.network.decouple import GatedNet
+from detector.network.folding import fold_normalisation
 from detector.paths.encoder import Evidence, encode_set
 from detector.paths.features import ALL, FEATURES, name_of
 from detector.scoring.compiled_score import compile_score
@@ -81,7 +82,8 @@ def make_attacks(
         watcher, detector = defence_of(bundle, network, splits.validation), bundle.threshold_digest
     with AttackStore.writing(folder, origin) as store:
         backbone = bundle.backbone().to(best_device())
-        run_attacks(network, attacked, recipes, store, listen, backbone, watcher, detector)
+        # What is attacked is the network as it is served; a gradient costs a quarter less on it.
+        run_attacks(fold_normalisation(network), attacked, recipes, store, listen, backbone, watcher, detector)
         return attack_figures(store, attacked_splits[-1])
 
 
