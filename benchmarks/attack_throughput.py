@@ -1,22 +1,24 @@
 """How fast attacks are made: beside a plain loop over torchattacks, in memory, and a whole suite of them.
 
-    python -m benchmarks.attack_throughput --weights FILE --data-dir DIR [--bundle DIR] [--full] [--quick] [--json FILE]
+    python -m benchmarks.attack_throughput --weights FILE --data-dir DIR [--only NAMES] [--quick] [--json FILE]
+    python -m benchmarks.attack_throughput --weights FILE --data-dir DIR --suite standard --images 2000 [--bundle DIR]
 
 **Speed.** Same process, same published network, same images, same batches; ours and theirs take turns on each batch.
 The plain loop is what a user of torchattacks writes: make the attack once, call it on each batch, keep what it gives.
-torchattacks' C&W has no search for its constant, so the loop runs it for five constants with as many steps as ours
-takes for each of its five, and keeps for each image the nearest that fools; C&W with one constant on both sides stands
-beside it. Step for step ours is slower, because it looks at every image by itself and only counts what survives
-rounding, and it comes much nearer; the bar on C&W therefore stands on one search of ours against their whole loop,
-which it counts for only as long as the table shows success and distance no worse than theirs. What fooled, and how far
-it is, is counted by one function for both, before and after rounding to 8 bits: times are only worth comparing beside
-it.
+torchattacks' C&W has no search for its constant, so the loop runs it for five constants of up to 50 steps, and keeps
+for each image the nearest that fools. The bar on C&W stands on one search of ours of 40 steps, which is less than what
+the recipe takes: it counts only as long as the table shows success and distance no worse than those of their whole
+loop. The recipe as a user gets it stands beside it, and one constant on both sides, where theirs is done sooner because
+it leaves off as soon as the *sum* of its batch's losses grows: the passes that each image took stand in the table. What
+fooled, and how far it is, is counted by one function for both, before and after rounding to 8 bits: times are only
+worth comparing beside it.
 
 **Memory** is `benchmarks.memory`, in a process of its own.
 
 **The suite `standard`** on 2,000 images: each member runs on as many images as take some seconds, at most a shard, and
-its time is scaled to its number of images; `--full` runs all of it instead. `--bundle` takes a decoupled network, which
-is what the command `pathguard attack` attacks, instead of the published one.
+its time is scaled to its number of images. `--suite` runs a suite whole instead and nothing else, as `pathguard attack`
+does (`benchmarks/attack_suite.py`); interrupted, it goes on where it stopped. `--bundle` takes a decoupled network,
+which is what that command attacks, instead of the published one.
 """
 
 import json as json_format
@@ -25,7 +27,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -39,17 +42,21 @@ from torch import Tensor, nn
 from attacks.craft import craft
 from attacks.problem import rounded
 from attacks.recipes import RECIPES, Recipe
-from attacks.suites import SUITES
+from attacks.suites import SUITES, recipes_named
+from benchmarks.attack_suite import BAR_MINUTES, SHARD, run_suite
 from benchmarks.published import load_published, right_images
 from benchmarks.report import Row, print_rows, write_rows
 from detector.batches import to_tensor
 from detector.bundle import Bundle
 from detector.datasets import ImageSet
+from detector.errors import RequestError
+from detector.files import sha256_of
+from detector.network.folding import fold_normalisation
 from pathguard.tables import Figure, show
 
 Attack = Callable[[Tensor, Tensor], Tensor]
-CONSTANTS = (0.1, 0.5, 1.0, 5.0, 10.0, 50.0)
-SUITE_IMAGES, SHARD = 2000, 250
+CONSTANTS = (0.1, 0.5, 1.0, 5.0, 10.0)
+SUITE_IMAGES = 2000
 SECONDS_A_MEMBER = 20.0
 
 
@@ -82,6 +89,7 @@ class Side:
         fooled: how many of them fool the network as they come, in floating point.
         survived: how many do after rounding to 8 bits.
         distances: L2 lengths of the rounded ones that do.
+        passes: forward passes of all images.
     """
 
     seconds: float = 0.0
@@ -89,6 +97,7 @@ class Side:
     fooled: int = 0
     survived: int = 0
     distances: list[float] | None = None
+    passes: int = 0
 
     def judge(self, network: nn.Module, clean: Tensor, labels: Tensor, made: Tensor, seconds: float) -> None:
         """Count one batch."""
@@ -116,6 +125,7 @@ class Side:
             "fooled, before rounding": Figure(f"{self.fooled / self.images:.1%}"),
             "after it": Figure(f"{self.survived / self.images:.1%}"),
             "median L2 of those": Figure(f"{median:.3f}"),
+            "passes an image": Figure(f"{self.passes / self.images:.0f}"),
         }
 
 
@@ -126,14 +136,14 @@ def contests(quick: bool) -> list[Contest]:
     if quick:
         steps, searches = 10, 2
     cw = replace(cw, settings={**cw.settings, "steps": steps, "searches": searches})
-    one = replace(cw, settings={**cw.settings, "searches": 1})
+    one = replace(cw, settings={**cw.settings, "steps": 50, "searches": 1, "tries": 1})
     brief = replace(cw, settings={**cw.settings, "steps": 40, "searches": 1})
-    few = 10 if quick else 100
+    few, constants = (10, CONSTANTS[:2]) if quick else (100, CONSTANTS)
     return [
         Contest("PGD, 10 steps, 8/255", pgd, _pgd_loop(pgd), 20 if quick else 400, 1.5),
-        Contest("C&W, one search of 40 steps, theirs 5 constants of 50", brief, _cw_loop(CONSTANTS[:5], 50), few, 1.5),
-        Contest(f"C&W, {searches} constants of {steps} steps", cw, _cw_loop(CONSTANTS[:searches], steps), few, None),
-        Contest(f"C&W, one constant of {steps} steps", one, _cw_loop((1.0,), steps), few, None),
+        Contest("C&W, one search of 40 steps, theirs 5 constants of 50", brief, _cw_loop(constants, 50), few, 1.5),
+        Contest(f"C&W, the recipe: {searches} of {steps}, theirs 5 of 50", cw, _cw_loop(constants, 50), few, None),
+        Contest("C&W, one constant of 50 steps", one, _cw_loop((1.0,), 50), few, None),
         Contest("DeepFool, up to 50 steps", deepfool, _deepfool_loop(int(deepfool.settings["steps"])), few, 5.0),
     ]
 
@@ -178,13 +188,52 @@ def main(
     data_dir: Annotated[Path | None, typer.Option(help="Where CIFAR-10 lies; else cache or download.")] = None,
     bundle: Annotated[Path | None, typer.Option(help="A decoupled network for the suite.")] = None,
     batch: Annotated[int, typer.Option(help="Images in a batch, on both sides.", min=1)] = 100,
-    full: Annotated[bool, typer.Option(help="Run the suite whole instead of a share of it.")] = False,
+    only: Annotated[str | None, typer.Option(help="Race only what begins with these names, by semicolons.")] = None,
+    suite: Annotated[str | None, typer.Option(help="Run this suite or these recipes whole, and nothing else.")] = None,
+    images: Annotated[int, typer.Option(help="Images of the suite that is run whole.", min=1)] = SUITE_IMAGES,
+    work: Annotated[Path, typer.Option(help="Folder of the suite's store and seconds.")] = Path("out/suite"),
     quick: Annotated[bool, typer.Option(help="Under a minute: few images and steps; no suite and no memory.")] = False,
     json: Annotated[Path | None, typer.Option(help="File for the rows {figure, value, bar, met}.")] = None,
 ) -> None:
     """Measure and print."""
-    network = load_published(weights)
-    raced = contests(quick)
+    if suite is not None:
+        attacked, backbone, digest = _attacked(weights, bundle)
+        found = right_images(attacked, data_dir, images)
+        rows = run_suite(suite, attacked, backbone, digest, found, recipes_named(suite), work)
+    else:
+        rows, lines = races(load_published(weights), data_dir, batch, quick, only)
+        if not quick and only is None:
+            rows += memory_rows()
+            attacked, backbone, _ = _attacked(weights, bundle)
+            members = [
+                replace(recipe, images=min(recipe.images or SUITE_IMAGES, SUITE_IMAGES))
+                for recipe in SUITES["standard"].recipes()
+            ]
+            rows += suite_rows(attacked, backbone, right_images(attacked, data_dir, SHARD), members)
+        show(f"{weights.name}, batches of {batch}", lines)
+    print_rows("attacks: speed, memory, and a whole suite", rows)
+    if json is not None:
+        write_rows(json, rows)
+
+
+def _attacked(weights: Path, bundle: Path | None) -> tuple[nn.Module, nn.Module, str]:
+    """The attacked network, folded as the command does it, the backbone of transfer attacks, and a digest of both."""
+    if bundle is None:
+        network = load_published(weights)
+        return network, network, sha256_of(weights)
+    opened = Bundle(bundle)
+    return fold_normalisation(opened.network()), opened.backbone(), opened.network_digest
+
+
+def races(
+    network: nn.Module, data_dir: Path | None, batch: int, quick: bool, only: str | None
+) -> tuple[list[Row], list[dict[str, object]]]:
+    """All races, or those that begin with a name of `only`: a row and two lines of the table each."""
+    names = tuple(name.strip() for name in only.split(";")) if only else ("",)
+    raced = [contest for contest in contests(quick) if contest.name.startswith(names)]
+    if not raced:
+        known = "; ".join(contest.name for contest in contests(quick))
+        raise RequestError(f"expected names that begin one of: {known}; got {only}")
     images = right_images(network, data_dir, max(contest.images for contest in raced))
     rows: list[Row] = []
     lines: list[dict[str, object]] = []
@@ -195,20 +244,7 @@ def main(
         rows.append(
             Row(figure=f"{contest.name}: images/s, ours / plain loop", value=ratio, bar=contest.bar, at_most=False)
         )
-    if not quick:
-        rows += memory_rows()
-        attacked = network if bundle is None else Bundle(bundle).network()
-        backbone = network if bundle is None else Bundle(bundle).backbone()
-        members = [
-            replace(recipe, images=min(recipe.images or SUITE_IMAGES, SUITE_IMAGES))
-            for recipe in SUITES["standard"].recipes()
-        ]
-        found = right_images(attacked, data_dir, SUITE_IMAGES if full else SHARD)
-        rows += suite_rows(attacked, backbone, found, members, full)
-    show(f"{weights.name}, batches of {batch}", lines)
-    print_rows("attacks: speed, memory, and a whole suite", rows)
-    if json is not None:
-        write_rows(json, rows)
+    return rows, lines
 
 
 def race(contest: Contest, network: nn.Module, images: ImageSet, batch: int) -> tuple[Side, Side]:
@@ -219,21 +255,36 @@ def race(contest: Contest, network: nn.Module, images: ImageSet, batch: int) -> 
         part = images.subset(slice(start, min(start + batch, contest.images)))
         clean, labels = to_tensor(part.pixels(slice(None)), torch.device("cpu")), torch.from_numpy(part.labels)
 
-        def run_ours(part: ImageSet = part, clean: Tensor = clean, labels: Tensor = labels) -> None:
-            began = time.perf_counter()
+        def run_ours(part: ImageSet = part, clean: Tensor = clean, labels: Tensor = labels) -> Tensor:
             crafted = craft(contest.recipe, network, clean, labels, ids=part.ids)
-            seconds = time.perf_counter() - began
-            ours.judge(network, clean, labels, to_tensor(crafted.pixels, clean.device), seconds)
+            return to_tensor(crafted.pixels, clean.device)
 
-        def run_theirs(clean: Tensor = clean, labels: Tensor = labels) -> None:
+        def run_theirs(clean: Tensor = clean, labels: Tensor = labels) -> Tensor:
             torch.manual_seed(0)
-            began = time.perf_counter()
-            made = attack(clean, labels)
-            theirs.judge(network, clean, labels, made.detach(), time.perf_counter() - began)
+            return attack(clean, labels).detach()
 
-        for run in (run_ours, run_theirs) if place % 2 == 0 else (run_theirs, run_ours):
-            run()
+        turns: list[tuple[Side, Callable[[], Tensor]]] = [(ours, run_ours), (theirs, run_theirs)]
+        for side, run in turns if place % 2 == 0 else reversed(turns):
+            with counted(network, side):
+                began = time.perf_counter()
+                made = run()
+                seconds = time.perf_counter() - began
+            side.judge(network, clean, labels, made, seconds)
     return ours, theirs
+
+
+@contextmanager
+def counted(network: nn.Module, side: Side) -> Iterator[None]:
+    """Within it, the forward passes of `network` are this side's; both sides pay for the counting alike."""
+
+    def count(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+        side.passes += len(given[0])
+
+    hook = network.register_forward_pre_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def memory_rows() -> list[Row]:
@@ -248,15 +299,13 @@ def memory_rows() -> list[Row]:
         ]
 
 
-def suite_rows(
-    network: nn.Module, backbone: nn.Module, images: ImageSet, members: Sequence[Recipe], full: bool
-) -> list[Row]:
+def suite_rows(network: nn.Module, backbone: nn.Module, images: ImageSet, members: Sequence[Recipe]) -> list[Row]:
     """Minutes that the members take, each on its own number of images."""
     lines: list[dict[str, object]] = []
     total = cpu = 0.0
     for recipe in members:
         wanted = recipe.images or len(images)
-        measured, seconds, busy = measure_member(recipe, network, backbone, images, wanted if full else None)
+        measured, seconds, busy = measure_member(recipe, network, backbone, images)
         total += seconds / measured * wanted
         cpu += busy / measured * wanted
         lines.append({
@@ -266,16 +315,19 @@ def suite_rows(
         })  # fmt: skip
         print(f"{recipe.name}: {seconds / measured:.3f} s an image", flush=True)
     show(f"the suite standard on {SUITE_IMAGES} images", lines)
-    how = "run whole" if full else "from measured shares"
     cores = torch.get_num_threads()
     return [
-        Row(figure=f"suite standard on {SUITE_IMAGES} images, {how}: minutes", value=total / 60, bar=60.0),
+        Row(
+            figure=f"suite standard on {SUITE_IMAGES} images, from measured shares: minutes",
+            value=total / 60,
+            bar=BAR_MINUTES,
+        ),
         Row(figure=f"the same, processor minutes / {cores} threads", value=cpu / 60 / cores),
     ]
 
 
 def measure_member(
-    recipe: Recipe, network: nn.Module, backbone: nn.Module, images: ImageSet, whole: int | None
+    recipe: Recipe, network: nn.Module, backbone: nn.Module, images: ImageSet
 ) -> tuple[int, float, float]:
     """Images attacked, seconds, and seconds of processor time, of one member.
 
@@ -283,8 +335,7 @@ def measure_member(
         recipe: the member.
         network: the attacked one.
         backbone: for transfer attacks.
-        images: to take from.
-        whole: attack so many, shard by shard; None for as many as take some seconds.
+        images: to take from: as many as take some seconds.
     """
 
     def attack(part: ImageSet) -> tuple[float, float]:
@@ -295,10 +346,6 @@ def measure_member(
         craft(recipe, network, clean, labels, ids=part.ids, backbone=backbone, lengths=lengths)
         return time.perf_counter() - began, time.process_time() - busy
 
-    if whole is not None:
-        shards = [images.subset(slice(start, min(start + SHARD, whole))) for start in range(0, whole, SHARD)]
-        times = [attack(shard) for shard in shards]
-        return whole, sum(seconds for seconds, _ in times), sum(busy for _, busy in times)
     count = 2
     while True:
         seconds, busy = attack(images.first(count))

@@ -13,7 +13,8 @@ rounding undoes that by chance; held against it as it comes, ours, which looks f
 being better, and medians would be over other images. So there the bar is on both after the same lengthening.
 
 Each batch of each attack is kept in the work folder, and the same command goes on from there: theirs are redone where
-the library, its settings, the images or the weights change, ours also where the code in `attacks/` does.
+the library, its settings, the images or the weights change, ours also where the code in `attacks/` does. `--finished`
+starts nothing and compares what is there, each attack on those images that both sides are done with.
 
 A second table sets AutoAttack beside a PGD of 100 steps and 10 restarts on a small network that is made robust here,
 by adversarial training of about a minute.
@@ -25,7 +26,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,6 +47,7 @@ from benchmarks.report import Row, print_rows, write_rows
 from benchmarks.robust import robust_rows
 from detector.batches import to_tensor
 from detector.datasets import ImageSet
+from detector.errors import DataError
 from detector.files import sha256_of, write_whole
 from pathguard.tables import show
 
@@ -138,8 +140,11 @@ def main(
     data_dir: Annotated[Path | None, typer.Option(help="Where CIFAR-10 lies; else cache or download.")] = None,
     work: Annotated[Path, typer.Option(help="Folder of finished batches.")] = Path("out/peers"),
     images: Annotated[int, typer.Option(help="Images to attack.", min=1)] = 500,
+    costly_images: Annotated[int, typer.Option(help="The same for attacks that take seconds an image.", min=1)] = 20,
     only: Annotated[str, typer.Option(help="Our recipes to compare, by commas.")] = ",".join(COMPARED),
     theirs_first: Annotated[bool, typer.Option(help="Run all other libraries before ours.")] = False,
+    finished: Annotated[bool, typer.Option(help="Compare what the work folder holds; attack nothing.")] = False,
+    robust: Annotated[bool, typer.Option(help="Train and attack the small robust network too.")] = True,
     quick: Annotated[bool, typer.Option(help="Under a minute: few attacks and images.")] = False,
     markdown: Annotated[Path | None, typer.Option(help="File for the table as it stands in the docs.")] = None,
     json: Annotated[Path | None, typer.Option(help="File for the rows {figure, value, bar, met}.")] = None,
@@ -148,18 +153,22 @@ def main(
     names = QUICK if quick else [name.strip() for name in only.split(",")]
     bench = Bench.on(weights, data_dir, 10 if quick else images, work)
     wanted = [RECIPES[name] for name in names]
-    for recipe in wanted if theirs_first else ():
+    benches = [replace(bench, images=bench.images.first(costly_images if r.costly else None)) for r in wanted]
+    for own, recipe in zip(benches, wanted, strict=True) if theirs_first and not finished else ():
         for peer in peers_of(recipe):
-            bench.outcome(recipe, peer)
-    found = [comparison for recipe in wanted for comparison in bench.compare(recipe)]
-    title = f"{weights.name}, {len(bench.images)} images"
+            own.outcome(recipe, peer)
+    found = [c for own, recipe in zip(benches, wanted, strict=True) for c in own.compare(recipe, finished)]
+    if not found:
+        raise DataError(f"expected finished batches of {', '.join(names)} in {work}, got none")
+    title = f"{weights.name}, {max(len(one.ours.after.fooled) for one in found)} images"
     lines = [
         {name: text.replace("*", "").replace("`", "") for name, text in line.items()} for line in columns_of(found)
     ]
     show(f"{title}: share fooled, median distance of those", lines)
     rows = [row for comparison in found for row in comparison.rows()]
     rows += best_rows(found)
-    rows += robust_rows(data_dir, quick)
+    if robust:
+        rows += robust_rows(data_dir, quick)
     print_rows(f"{title}; a success 2 points lower or a median 5 % larger than theirs is a miss", rows)
     if markdown is not None:
         markdown.write_text(as_markdown(found), encoding="utf-8")
@@ -190,36 +199,55 @@ class Bench:
         images = right_images(network, data_dir, count)
         return cls(network, images, work, sha256_of(weights))
 
-    def compare(self, recipe: Recipe) -> Iterator[Comparison]:
-        """One comparison for each attack that another library has of this kind."""
-        peers = peers_of(recipe)
-        if not peers:
+    def compare(self, recipe: Recipe, finished: bool = False) -> Iterator[Comparison]:
+        """One comparison for each attack that another library has of this kind.
+
+        Args:
+            recipe: ours.
+            finished: compare on those first images that the work folder holds of both sides, and attack nothing; where
+                there are none, there is no comparison.
+        """
+        sides = [None, *peers_of(recipe)]
+        if finished:
+            ready = {side: self._batches_of(recipe, side) for side in sides}
+            sides = [side for side in sides if side is None or ready[side]]
+            bench = replace(self, images=self.images.first(BATCH * min(ready[side] for side in sides)))
+        else:
+            bench = self
+        if len(sides) < 2 or len(bench.images) == 0:
             return
-        ours = self.outcome(recipe, None)
-        for peer in peers:
-            yield Comparison(recipe, peer, ours, self.outcome(recipe, peer))
+        ours = bench.outcome(recipe, None)
+        for peer in sides[1:]:
+            assert peer is not None
+            yield Comparison(recipe, peer, ours, bench.outcome(recipe, peer))
 
     def outcome(self, recipe: Recipe, peer: Peer | None) -> Outcome:
         """Attack all images by `peer`, or by ours where it is None; what the work folder holds is not done again."""
-        library = OURS if peer is None else peer.library
-        about = {
-            "weights": self.weights,
-            "library": library,
-            "version": _code_digest(recipe) if peer is None else library_version(library),
-            "called": recipe.parameters if peer is None else peer.name,
-        }
         parts = []
+        about = _about(recipe, peer, self.weights)
         for start in range(0, len(self.images), BATCH):
             batch = self.images.subset(slice(start, start + BATCH))
-            key = json_format.dumps({**about, "ids": batch.ids.tolist()}, sort_keys=True)
-            digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-            file = self.work / f"{recipe.name}-{library}-{start:04d}-{digest}.json"
+            file = self._file(recipe, about, start)
             if not file.exists():
                 part = self._attack(recipe, batch, peer)
                 write_whole(file, json_format.dumps({**about, **part}).encode())
-                print(f"{recipe.name} by {library}: {start + len(batch)} of {len(self.images)} images", flush=True)
+                done = f"{start + len(batch)} of {len(self.images)} images"
+                print(f"{recipe.name} by {about['library']}: {done}", flush=True)
             parts.append(json_format.loads(file.read_bytes()))
         return _joined(parts)
+
+    def _batches_of(self, recipe: Recipe, peer: Peer | None) -> int:
+        """How many of the first batches the work folder holds."""
+        about = _about(recipe, peer, self.weights)
+        starts = range(0, len(self.images), BATCH)
+        return next((place for place, start in enumerate(starts) if not self._file(recipe, about, start).exists()),
+                    len(starts))  # fmt: skip
+
+    def _file(self, recipe: Recipe, about: Mapping[str, object], start: int) -> Path:
+        """Where what became of the batch that begins at `start` is kept."""
+        ids = self.images.ids[start : start + BATCH].tolist()
+        digest = hashlib.sha256(json_format.dumps({**about, "ids": ids}, sort_keys=True).encode()).hexdigest()[:16]
+        return self.work / f"{recipe.name}-{about['library']}-{start:04d}-{digest}.json"
 
     def _attack(self, recipe: Recipe, batch: ImageSet, peer: Peer | None) -> dict[str, object]:
         """Attack one batch: success and distance of each image and kind, and the seconds that it took."""
@@ -244,6 +272,17 @@ class Bench:
                     "distance": torch.linalg.vector_norm(change, order, dim=1).tolist(),
                 }
         return judged
+
+
+def _about(recipe: Recipe, peer: Peer | None, weights: str) -> dict[str, object]:
+    """What a batch of an attack is redone for when it changes, beside the images."""
+    library = OURS if peer is None else peer.library
+    return {
+        "weights": weights,
+        "library": library,
+        "version": _code_digest(recipe) if peer is None else library_version(library),
+        "called": recipe.parameters if peer is None else peer.name,
+    }
 
 
 def best_rows(comparisons: Sequence[Comparison]) -> list[Row]:
@@ -305,6 +344,7 @@ def _line(recipe: Recipe, attack: str, outcome: Outcome) -> dict[str, str]:
 
     return {
         "attack": attack,
+        "images": str(len(outcome.after.fooled)),
         "norm": f"{NORM_NAMES[recipe.norm]}{unit}",
         "before rounding": said(outcome.before),
         "after": said(outcome.after),

@@ -79,6 +79,19 @@ def test_finished_batches_are_not_done_again_and_others_are(bench):
     assert calls == [50, 20, 20, 50, 20, 50, 20]
 
 
+def test_what_is_finished_is_compared_on_the_images_that_both_sides_have_done(bench, monkeypatch):
+    recipe, two = RECIPES["fgsm"], [moved_by(8), replace(moved_by(7), name="Moves(7)")]
+    monkeypatch.setattr(attacks_vs_peers, "peers_of", lambda recipe: two)
+    assert list(bench.compare(recipe, finished=True)) == []
+
+    bench.outcome(recipe, None)
+    replace(bench, images=bench.images.first(50)).outcome(recipe, two[0])
+    (one,) = bench.compare(recipe, finished=True)
+
+    assert one.peer is two[0]
+    assert len(one.ours.after.fooled) == len(one.theirs.after.fooled) == 50
+
+
 def test_ours_runs_as_its_recipe_says(bench):
     outcome = bench.outcome(RECIPES["fgsm"], None)
 
@@ -127,9 +140,9 @@ def test_the_table_of_the_docs_has_a_line_for_each_attack():
     ]).splitlines()  # fmt: skip
 
     assert len(lines) == 2 + 3 + 2
-    assert lines[2].startswith("| **ours** `pgd` | L-inf / 255 | 90.0 %, 8.000 |")
-    assert lines[6].startswith("| foolbox `Other` | L2 | 0.0 %, - |")
-    assert {line.count("|") for line in lines} == {7}
+    assert lines[2].startswith("| **ours** `pgd` | 100 | L-inf / 255 | 90.0 %, 8.000 |")
+    assert lines[6].startswith("| foolbox `Other` | 100 | L2 | 0.0 %, - |")
+    assert {line.count("|") for line in lines} == {8}
 
 
 def test_a_black_image_where_foolbox_gave_up_counts_as_the_clean_one():
