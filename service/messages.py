@@ -30,6 +30,12 @@ def check_request(request: pb.DetectRequest, model: Model, max_images: int, role
         rate = request.max_false_alarm_rate
         if problem := problem_with_rate(rate, model):
             violations["max_false_alarm_rate"] = problem
+    if request.HasField("uncertain_rate"):
+        role.check_sets("max_false_alarm_rate")  # it tells as much about the p-value
+        if not rate <= request.uncertain_rate < 1:
+            violations["uncertain_rate"] = (
+                f"expected a rate from max_false_alarm_rate, {rate:g}, to below 1, got {request.uncertain_rate:g}"
+            )
     if violations:
         raise InvalidRequestError(violations)
     return rate
@@ -86,6 +92,7 @@ def response_of(
         max_false_alarm_rate=rate,
         path_layout=_layout_of(model.layers) if path else None,
     )
+    uncertain = request.uncertain_rate if request.HasField("uncertain_rate") else rate
     for position, (image, reply) in enumerate(zip(request.images, replies, strict=True)):
         if isinstance(reply, BaseException):
             response.results.add(id=image.id, status=status_of(reply, field_of(image, position)))
@@ -98,15 +105,17 @@ def response_of(
             probabilities=answer.probabilities if probabilities else (),
             score=answer.score if score else None,
             p_value=answer.p_value if p_value else 0.0,
-            verdict=_verdict(answer, rate) if verdict else pb.VERDICT_UNSPECIFIED,
+            verdict=_verdict(answer, rate, uncertain) if verdict else pb.VERDICT_UNSPECIFIED,
             resized=reply.resized,
             path=answer.path if path else b"",
         )
     return response
 
 
-def _verdict(answer: Answer, rate: float) -> pb.Verdict.ValueType:
-    return pb.VERDICT_ADVERSARIAL if answer.p_value <= rate else pb.VERDICT_CLEAN
+def _verdict(answer: Answer, rate: float, uncertain: float) -> pb.Verdict.ValueType:
+    if answer.p_value <= rate:
+        return pb.VERDICT_ADVERSARIAL
+    return pb.VERDICT_UNCERTAIN if answer.p_value <= uncertain else pb.VERDICT_CLEAN
 
 
 def model_message(model: Model) -> pb.Model:

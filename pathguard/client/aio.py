@@ -70,6 +70,7 @@ class AsyncClient:
         model_version: str = "",
         max_false_alarm_rate: float | None = None,
         include_path: bool = False,
+        uncertain_rate: float | None = None,
         timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> list[ImageResult]:
         """As `Client.detect`."""
@@ -78,6 +79,7 @@ class AsyncClient:
             model_version=model_version,
             max_false_alarm_rate=max_false_alarm_rate,
             include_path=include_path,
+            uncertain_rate=uncertain_rate,
         )
         results: list[ImageResult] = []
         for part in split(images, self._max_message_bytes):
@@ -94,6 +96,7 @@ class AsyncClient:
         model_version: str = "",
         max_false_alarm_rate: float | None = None,
         include_path: bool = False,
+        uncertain_rate: float | None = None,
         timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> AsyncIterator[tuple[int, ImageResult]]:
         """As `Client.detect_stream`; images are read on the event loop."""
@@ -103,6 +106,7 @@ class AsyncClient:
             model_version=model_version,
             max_false_alarm_rate=max_false_alarm_rate,
             include_path=include_path,
+            uncertain_rate=uncertain_rate,
         )
         feed = Feed(split(images, self._max_message_bytes, IMAGES_PER_MESSAGE), chosen)
         while not feed.done:

@@ -78,12 +78,15 @@ class Options:
         model_version: its version; empty for the one that the server uses.
         max_false_alarm_rate: largest share of clean images that may be called adversarial; None for the model's.
         include_path: whether results carry their calculation paths.
+        uncertain_rate: images with a p-value above `max_false_alarm_rate` but not above this are called uncertain, in
+            [max_false_alarm_rate, 1); None for none.
     """
 
     model: str = ""
     model_version: str = ""
     max_false_alarm_rate: float | None = None
     include_path: bool = False
+    uncertain_rate: float | None = None
 
     def request(self, messages: Sequence[pb.Image]) -> pb.DetectRequest:
         """The request for `messages`."""
@@ -93,6 +96,7 @@ class Options:
             model_version=self.model_version,
             max_false_alarm_rate=self.max_false_alarm_rate,
             include_path=self.include_path,
+            uncertain_rate=self.uncertain_rate,
         )
 
 

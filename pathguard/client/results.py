@@ -17,6 +17,7 @@ class Verdict(enum.Enum):
     UNSPECIFIED = 0
     CLEAN = 1
     ADVERSARIAL = 2
+    UNCERTAIN = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

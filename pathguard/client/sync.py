@@ -83,6 +83,7 @@ class Client:
         model_version: str = "",
         max_false_alarm_rate: float | None = None,
         include_path: bool = False,
+        uncertain_rate: float | None = None,
         timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> list[ImageResult]:
         """One result for each image, in order; an image that cannot be read or answered carries its own error.
@@ -93,6 +94,8 @@ class Client:
             model_version: its version; empty for the one that the server uses.
             max_false_alarm_rate: largest share of clean images that may be called adversarial; None for the model's.
             include_path: whether results carry their calculation paths.
+            uncertain_rate: images with a p-value above `max_false_alarm_rate` but not above this are called uncertain;
+                None for none.
             timeout_seconds: longest time for each call, above 0.
 
         Raises:
@@ -103,6 +106,7 @@ class Client:
             model_version=model_version,
             max_false_alarm_rate=max_false_alarm_rate,
             include_path=include_path,
+            uncertain_rate=uncertain_rate,
         )
         results: list[ImageResult] = []
         for part in split(images, self._max_message_bytes):
@@ -119,6 +123,7 @@ class Client:
         model_version: str = "",
         max_false_alarm_rate: float | None = None,
         include_path: bool = False,
+        uncertain_rate: float | None = None,
         timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> Iterator[tuple[int, ImageResult]]:
         """The position of each image and its result, as they are ready: for more images than one wants to wait for.
@@ -128,10 +133,11 @@ class Client:
 
         Args:
             images: any number; read in another thread.
-            model: as for `detect`; likewise the next three.
+            model: as for `detect`; likewise the next four.
             model_version: see above.
             max_false_alarm_rate: see above.
             include_path: see above.
+            uncertain_rate: see above.
             timeout_seconds: longest time without any answer, above 0.
 
         Raises:
@@ -143,6 +149,7 @@ class Client:
             model_version=model_version,
             max_false_alarm_rate=max_false_alarm_rate,
             include_path=include_path,
+            uncertain_rate=uncertain_rate,
         )
         feed = Feed(split(images, self._max_message_bytes, IMAGES_PER_MESSAGE), chosen)
         while not feed.done:

@@ -27,6 +27,9 @@ def detect(
     target: Target = "127.0.0.1:50051",
     model: Annotated[str, typer.Option(help="Model to ask (default: the server's).", show_default=False)] = "",
     max_false_alarm_rate: Annotated[float | None, typer.Option(help="Rate for this call; else the bundle's.")] = None,
+    uncertain_rate: Annotated[
+        float | None, typer.Option(help="Call images uncertain that would be flagged at this larger rate only.")
+    ] = None,
     stream: Annotated[
         bool | None,
         typer.Option("--stream/--no-stream", help=f"One stream, with a bar (default: beyond {MANY_FILES} files)."),
@@ -46,6 +49,7 @@ def detect(
     asked: dict[str, Any] = {
         "model": model,
         "max_false_alarm_rate": max_false_alarm_rate,
+        "uncertain_rate": uncertain_rate,
         "timeout_seconds": timeout_seconds,
     }
     with Client(target, access=access) as client:

@@ -8,8 +8,8 @@ from detector.errors import ImageError
 from detector.images import ImageSpec, encode_png
 from detector.paths.path_encoding import PathEncoding
 from protos.pathguard.v1 import detection_pb2 as pb
-from service.access.callers import FULL
-from service.errors import InvalidRequestError
+from service.access.callers import FULL, VERDICT
+from service.errors import ForbiddenError, InvalidRequestError
 from service.messages import check_request, field_of, model_message, response_of, source_of
 from service.model import Answer
 from service.pipeline import Reply
@@ -83,6 +83,35 @@ def test_an_image_is_flagged_up_to_and_at_the_rate(p_value, verdict):
     assert response.results[0].id == "mine"
     assert (response.model_version, response.threshold_version) == ("model-1", "threshold-1")
     assert not response.HasField("path_layout")
+
+
+@pytest.mark.parametrize(
+    ("p_value", "verdict"),
+    [(0.05, pb.VERDICT_ADVERSARIAL), (0.0501, pb.VERDICT_UNCERTAIN), (0.2, pb.VERDICT_UNCERTAIN),
+     (0.2001, pb.VERDICT_CLEAN)],
+)  # fmt: skip
+def test_between_two_rates_an_image_is_uncertain_if_the_caller_wants_so(p_value, verdict):
+    replies = [Reply(Answer(1, [0.0, 1.0, 0.0], 2.0, p_value, b""), resized=False)]
+    request = pb.DetectRequest(images=[pb.Image()], uncertain_rate=0.2)
+
+    assert response_of(request, replies, MODEL, 0.05, FULL).results[0].verdict == verdict
+    request.ClearField("uncertain_rate")
+    assert response_of(request, replies, MODEL, 0.05, FULL).results[0].verdict != pb.VERDICT_UNCERTAIN
+
+
+@pytest.mark.parametrize("rate", [0.0499, 1.0, -1.0, float("nan")])
+def test_an_uncertain_rate_below_the_rate_itself_is_refused(rate):
+    request = pb.DetectRequest(images=[pb.Image()], max_false_alarm_rate=0.05, uncertain_rate=rate)
+
+    with pytest.raises(InvalidRequestError, match="uncertain_rate: expected a rate from max_false_alarm_rate, 0.05"):
+        check_request(request, MODEL, 3, FULL)
+
+
+def test_a_role_that_may_not_set_the_rate_may_not_ask_for_uncertain_verdicts_either():
+    request = pb.DetectRequest(images=[pb.Image()], uncertain_rate=0.2)
+
+    with pytest.raises(ForbiddenError):
+        check_request(request, MODEL, 3, VERDICT)
 
 
 def test_a_status_stands_in_its_images_place():

@@ -32,6 +32,8 @@ class _VerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Verdict.Value
     """The path looks like that of a clean image."""
     VERDICT_ADVERSARIAL: _Verdict.ValueType  # 2
     """p_value is at most max_false_alarm_rate."""
+    VERDICT_UNCERTAIN: _Verdict.ValueType  # 3
+    """p_value is above max_false_alarm_rate and at most DetectRequest.uncertain_rate: not to be acted on without a look."""
 
 class Verdict(_Verdict, metaclass=_VerdictEnumTypeWrapper):
     """Whether an image was altered to mislead the network."""
@@ -42,6 +44,8 @@ VERDICT_CLEAN: Verdict.ValueType  # 1
 """The path looks like that of a clean image."""
 VERDICT_ADVERSARIAL: Verdict.ValueType  # 2
 """p_value is at most max_false_alarm_rate."""
+VERDICT_UNCERTAIN: Verdict.ValueType  # 3
+"""p_value is above max_false_alarm_rate and at most DetectRequest.uncertain_rate: not to be acted on without a look."""
 Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
 
 @_typing.final
@@ -123,6 +127,7 @@ class DetectRequest(_message.Message):
     MAX_FALSE_ALARM_RATE_FIELD_NUMBER: _builtins.int
     INCLUDE_PATH_FIELD_NUMBER: _builtins.int
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    UNCERTAIN_RATE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model; empty means the server's default."""
     max_false_alarm_rate: _builtins.float
@@ -133,6 +138,10 @@ class DetectRequest(_message.Message):
     """Whether each result carries the calculation path."""
     model_version: _builtins.str
     """Model.model_version to ask; empty means the newest that this server has."""
+    uncertain_rate: _builtins.float
+    """Images with a p_value above max_false_alarm_rate, but not above this, are called uncertain, in
+    [max_false_alarm_rate, 1). Absent means that none are.
+    """
     @_builtins.property
     def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___Image]:
         """1 to 1024 images (the server's operator may set another limit)."""
@@ -145,14 +154,20 @@ class DetectRequest(_message.Message):
         max_false_alarm_rate: _builtins.float | None = ...,
         include_path: _builtins.bool = ...,
         model_version: _builtins.str = ...,
+        uncertain_rate: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_false_alarm_rate", b"_max_false_alarm_rate", "max_false_alarm_rate", b"max_false_alarm_rate"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_false_alarm_rate", b"_max_false_alarm_rate", "_uncertain_rate", b"_uncertain_rate", "max_false_alarm_rate", b"max_false_alarm_rate", "uncertain_rate", b"uncertain_rate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_false_alarm_rate", b"_max_false_alarm_rate", "images", b"images", "include_path", b"include_path", "max_false_alarm_rate", b"max_false_alarm_rate", "model", b"model", "model_version", b"model_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_false_alarm_rate", b"_max_false_alarm_rate", "_uncertain_rate", b"_uncertain_rate", "images", b"images", "include_path", b"include_path", "max_false_alarm_rate", b"max_false_alarm_rate", "model", b"model", "model_version", b"model_version", "uncertain_rate", b"uncertain_rate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_false_alarm_rate: _TypeAlias = _typing.Literal["max_false_alarm_rate"]  # noqa: Y015
     _WhichOneofArgType__max_false_alarm_rate: _TypeAlias = _typing.Literal["_max_false_alarm_rate", b"_max_false_alarm_rate"]  # noqa: Y015
+    _WhichOneofReturnType__uncertain_rate: _TypeAlias = _typing.Literal["uncertain_rate"]  # noqa: Y015
+    _WhichOneofArgType__uncertain_rate: _TypeAlias = _typing.Literal["_uncertain_rate", b"_uncertain_rate"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_false_alarm_rate) -> _WhichOneofReturnType__max_false_alarm_rate | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__uncertain_rate) -> _WhichOneofReturnType__uncertain_rate | None: ...
 
 Global___DetectRequest: _TypeAlias = DetectRequest  # noqa: Y015
 
