@@ -81,7 +81,9 @@ def gate_likelihoods(class_logits: Tensor, gate_logits: Tensor, arrays: Arrays, 
             torch.from_numpy(arrays[f"{name}-{place}"]).to(gate_logits) for name in ("whitening", "means")
         )
         white = (gate_logits - torch.from_numpy(arrays["centre"]).to(gate_logits))[:, part] @ whitening
-        likely.append(-0.5 * (white[:, None] - means).square().sum(dim=2))
+        squared = (white[:, None] - means).square().sum(dim=2)
+        known = torch.from_numpy(arrays["known"]).to(squared) == 1
+        likely.append(-0.5 * torch.where(known, squared, squared[:, known].amax(dim=1, keepdim=True)))
     return _fit_and_lead(likely, class_logits, layers)
 
 

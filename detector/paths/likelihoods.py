@@ -84,7 +84,8 @@ def learn_gate_gaussians(class_logits: Floats, gate_logits: Floats, layers: Mapp
         for label in range(class_logits.shape[1])
     ])  # fmt: skip
     centred = np.asarray(gate_logits - means[predicted], np.float64)
-    learnt = {"centre": everywhere.astype(np.float32)}
+    known = np.isin(np.arange(class_logits.shape[1]), predicted)
+    learnt = {"centre": everywhere.astype(np.float32), "known": known.astype(np.float32)}
     for place, (part, _) in enumerate(_parts(layers)):
         covariance, _shrinkage = ledoit_wolf(centred[:, part], assume_centered=True)
         values, vectors = np.linalg.eigh(covariance)
@@ -104,14 +105,27 @@ def gate_likelihoods(class_logits: Floats, gate_logits: Floats, arrays: Arrays, 
         arrays: what `learn_gate_gaussians` gave.
         layers: gate name -> its channels.
     """
-    likely, centred = [], gate_logits - arrays["centre"]  # small numbers lose little to rounding
+    return _fit_and_lead(gaussian_likelihoods(gate_logits, arrays, layers), class_logits, layers)
+
+
+def gaussian_likelihoods(values: Floats, arrays: Arrays, layers: Mapping[str, int]) -> list[Floats]:
+    """For each layer the log-likelihood a column under each class, up to a constant, `(images, classes)`.
+
+    Args:
+        values: gate logits, or other values of each layer, `(images, total channels)`.
+        arrays: what `learn_gate_gaussians` gave.
+        layers: name of the layer -> its channels.
+    """
+    likely, centred = [], values - arrays["centre"]  # small numbers lose little to rounding
     for place, (part, width) in enumerate(_parts(layers)):
         white = centred[:, part] @ arrays[f"whitening-{place}"]
         means = arrays[f"means-{place}"]
         # |white - mean|² without an array of (images, classes, channels)
         squared = (white**2).sum(axis=1, keepdims=True) - 2 * white @ means.T + (means**2).sum(axis=1)
+        # A class that no clean image was predicted to be of explains a layer as badly as the worst of the others.
+        squared[:, arrays["known"] == 0] = squared[:, arrays["known"] == 1].max(axis=1, keepdims=True)
         likely.append(-0.5 * squared / width)
-    return _fit_and_lead(likely, class_logits, layers)
+    return likely
 
 
 def _parts(layers: Mapping[str, int]) -> list[tuple[slice, int]]:

@@ -1,0 +1,73 @@
+"""How far the answer moves when the image is simplified (Xu et al., "Feature Squeezing", NDSS 2018).
+
+Their joint detector: the largest L1 distance between the probabilities for the image and for it with fewer bits, median
+filtered, and denoised by non-local means. For grey images they leave the last one out and keep one bit, which is what
+MNIST bears; here all images are treated as their CIFAR-10 ones.
+"""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from detector.baselines.baseline import Observed
+from detector.network.decouple import GatedNet
+from detector.paths.encoder import Floats
+from detector.scoring.compiled_score import Score
+
+BITS, MEDIAN, SEARCH, PATCH, STRENGTH = 5, 2, 11, 3, 4 / 255
+
+
+class FeatureSqueezing:
+    """Suspicious where squeezing changes the probabilities; nothing is fitted."""
+
+    name, sees, images = "feature squeezing", "squeezed images", 500
+
+    def __init__(self, network: GatedNet) -> None:
+        self._network = network
+
+    def observe(self, images: Tensor) -> Floats:
+        """The L1 distance for each of the three squeezers."""
+        with torch.inference_mode():
+            plain = self._network(images).softmax(dim=1)
+            moved = [
+                (self._network(squeeze(images)).softmax(dim=1) - plain).abs().sum(dim=1)
+                for squeeze in (fewer_bits, median_filtered, non_local_means)
+            ]
+        return torch.stack(moved, dim=1).float().cpu().numpy()
+
+    def fit(self, clean: Observed, attacked: Mapping[str, Observed]) -> Score:  # noqa: ARG002
+        """The largest of the three."""
+        return lambda rows: rows.max(axis=1).astype("float64")
+
+
+def fewer_bits(images: Tensor) -> Tensor:
+    """Images in [0, 1] with `BITS` bits a value."""
+    levels = 2**BITS - 1
+    fewer: Tensor = (images * levels).round() / levels
+    return fewer
+
+
+def median_filtered(images: Tensor) -> Tensor:
+    """Each value replaced by the median of its 2 x 2 window, the upper of the two in the middle, as SciPy has it."""
+    padded = F.pad(images, (1, 0, 1, 0), mode="reflect")
+    windows = padded.unfold(2, MEDIAN, 1).unfold(3, MEDIAN, 1).flatten(4)
+    median: Tensor = windows.sort(dim=4).values[..., MEDIAN * MEDIAN // 2]
+    return median
+
+
+def non_local_means(images: Tensor) -> Tensor:
+    """Each pixel replaced by the mean of those around it whose neighbourhoods look alike (Buades et al. 2005)."""
+    half, reach = SEARCH // 2, PATCH // 2
+    padded = F.pad(images, (half,) * 4, mode="reflect")
+    height, width = images.shape[2:]
+    total, weights = torch.zeros_like(images), torch.zeros_like(images[:, :1])
+    for down in range(SEARCH):
+        for right in range(SEARCH):
+            other = padded[:, :, down : down + height, right : right + width]
+            apart = (other - images).square().mean(dim=1, keepdim=True)
+            alike = F.avg_pool2d(F.pad(apart, (reach,) * 4, mode="reflect"), PATCH, 1)
+            weight = torch.exp(-alike / STRENGTH**2)
+            total, weights = total + weight * other, weights + weight
+    return total / weights
