@@ -1,6 +1,5 @@
 """One HTML page of what attacks did: nothing is fetched, every picture is inside, a phone shows it as well."""
 
-import base64
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -8,6 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from attacks.page import data_uri, facts_list, html_page
 from attacks.report import AttackSummary, Example, summarise
 from attacks.report_pictures import (
     DISTANCE_NAMES,
@@ -29,35 +29,6 @@ from detector.files import write_whole
 from detector.images import Pixels
 
 _TILE = 96
-_STYLE = """
-:root { color-scheme: light; }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 72rem; padding: 1rem; color: #1f2328; background: #fff;
-  font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: 1.6rem; line-height: 1.2; }
-h2 { margin-top: 2.5rem; border-top: 2px solid #1f2328; padding-top: .5rem; }
-h3 { margin: 0; font-size: 1.1rem; }
-a { color: #0550ae; } a:focus-visible, .scroll:focus-visible { outline: 3px solid #0550ae; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; } dt { color: #4a5058; } dd { margin: 0; }
-.scroll { overflow-x: auto; } .note { border-left: 4px solid #b35900; padding-left: .75rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; font-size: .9rem; }
-caption { text-align: left; white-space: normal; padding-bottom: .4rem; color: #4a5058;
-  max-width: calc(100vw - 2rem); }
-th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid #d5d9de; }
-tr > :first-child { text-align: left; position: sticky; left: 0; background: #fff; }
-thead th { vertical-align: bottom; }
-.bar { display: block; height: .35rem; background: #e4e7eb; } .bar > span { display: block; height: 100%; }
-.recipes { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr)); gap: 1rem; }
-article { border: 1px solid #d5d9de; border-radius: .4rem; padding: .75rem; }
-svg { width: 100%; height: auto; display: block; } svg text { font: 11px system-ui, sans-serif; fill: #1f2328; }
-.examples { display: flex; flex-wrap: wrap; gap: .6rem; } figure { margin: 0; width: 100%; max-width: 24rem; }
-.triple { display: grid; grid-template-columns: repeat(3, 1fr); gap: 4px; }
-.triple img { width: 100%; aspect-ratio: 1; image-rendering: pixelated; }
-figcaption { font-size: .85rem; color: #4a5058; } details { margin-top: .5rem; }
-.wide img { width: 100%; max-width: 60rem; }
-@media (max-width: 40rem) { dl { grid-template-columns: 1fr; } dd { margin-bottom: .4rem; } }
-@media print { article { break-inside: avoid; } }
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +112,7 @@ def write_page(
     }
     body = [
         f"<h1>Attacks on {escape(origin.data)}</h1>",
-        _facts(facts),
+        facts_list(facts),
         "<p>Only images that the network gets right were attacked. An image counts as fooled where the network is "
         "wrong about it <em>after</em> its pixels were rounded to 8 bits. Distances are medians over the fooled "
         "images; those of noise and corruptions are over all images.</p>",
@@ -152,14 +123,7 @@ def write_page(
         body.append(f"<nav aria-label='splits'>Splits: {links}</nav>")
     for split, of_split in summaries.items():
         body += _section(split, of_split, pictures[split])
-    html = (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>Attacks on {escape(origin.data)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(body)
-        + "\n</main>\n</body>\n</html>\n"
-    )
-    write_whole(file, html.encode())
+    write_whole(file, html_page(f"Attacks on {origin.data}", body).encode())
 
 
 def _section(split: str, summaries: Sequence[AttackSummary], picture: Path) -> Iterable[str]:
@@ -169,7 +133,7 @@ def _section(split: str, summaries: Sequence[AttackSummary], picture: Path) -> I
     said = "; ".join(f"{s.figures.recipe} {s.figures.fooled:.1%}" for s in summaries)
     yield (
         "<details><summary>As a picture</summary><figure class='wide' style='max-width:none'>"
-        f'<img alt="Share of images that fooled the network: {escape(said)}" src="{_data_uri(picture.read_bytes())}">'
+        f'<img alt="Share of images that fooled the network: {escape(said)}" src="{data_uri(picture.read_bytes())}">'
         "</figure></details>"
     )
     charted = [summary for summary in summaries if summary.is_attack]
@@ -220,7 +184,7 @@ def _article(split: str, summary: AttackSummary, alike: Sequence[AttackSummary])
         yield from (_example(figures.recipe, example) for example in summary.examples)
         yield "</div>"
     settings = {name: json.dumps(value) for name, value in summary.parameters.items()}
-    yield f"<details><summary>Parameters</summary>{_facts(settings)}</details></article>"
+    yield f"<details><summary>Parameters</summary>{facts_list(settings)}</details></article>"
 
 
 def _example(recipe: str, example: Example) -> str:
@@ -287,10 +251,6 @@ def _chart(split: str, summary: AttackSummary, alike: Sequence[AttackSummary]) -
     return f'<svg viewBox="{size}" role="img" aria-label="{escape(said)}">{"".join(marks)}</svg>'
 
 
-def _facts(facts: Mapping[str, str]) -> str:
-    return f"<dl>{''.join(f'<dt>{escape(name)}</dt><dd>{escape(value)}</dd>' for name, value in facts.items())}</dl>"
-
-
 def _budget(summary: AttackSummary) -> str:
     if summary.budget is None:
         return "smallest change" if summary.is_attack else "none"
@@ -310,8 +270,4 @@ def _tile_uri(pixels: Pixels) -> str:
     """A PNG as small as the image is, at most a tile: the page scales it up without blurring."""
     buffer = io.BytesIO()
     tile(pixels, min(_TILE, max(pixels.shape[:2]))).save(buffer, format="PNG", optimize=True)
-    return _data_uri(buffer.getvalue())
-
-
-def _data_uri(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    return data_uri(buffer.getvalue())

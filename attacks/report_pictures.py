@@ -23,7 +23,7 @@ DISTANCE_NAMES = {
     "l1": "sum of changes, pixels in [0, 1]",
     "l0": "changed values",
 }
-_INK, _PALE = "#1f2328", "#c9ced6"
+INK, PALE = "#1f2328", "#c9ced6"
 _DPI = 130
 _TILE = 96
 _MARGIN = 12
@@ -49,21 +49,21 @@ def draw_success(file: Path, title: str, summaries: Sequence[AttackSummary]) -> 
     norms = [_norm_of(summary) for summary in summaries]
     axis.barh(places, shares, height=0.72, color=[NORM_COLOURS[norm] for norm in norms])
     for place, share in zip(places, shares, strict=True):
-        axis.text(share + 0.01, place, f"{share:.1%}", va="center", fontsize=9, color=_INK)
+        axis.text(share + 0.01, place, f"{share:.1%}", va="center", fontsize=9, color=INK)
     axis.set_yticks(places, [f"{summary.figures.recipe}  ({summary.figures.images})" for summary in summaries])
     axis.set_ylim(len(summaries) - 0.4, -0.6)
     axis.set_xlim(0, 1.12)
     axis.set_xticks([0, 0.25, 0.5, 0.75, 1])
     axis.xaxis.set_major_formatter(PercentFormatter(1, 0))
     axis.set_xlabel("share that fooled the network after rounding to 8 bits (in brackets: images)", fontsize=9.5)
-    _tidy(axis)
+    tidy(axis)
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     shown = [norm for norm in NORM_COLOURS if norm in norms]
     figure.legend(
         handles=[Patch(color=NORM_COLOURS[norm], label=NORM_NAMES[norm]) for norm in shown], ncols=len(shown),
         title="norm that is kept small", loc="outside lower center", fontsize=8, title_fontsize=8, frameon=False,
     )  # fmt: skip
-    _save(figure, file)
+    save_figure(figure, file)
 
 
 def draw_distances(file: Path, title: str, summaries: Sequence[AttackSummary]) -> None:
@@ -86,23 +86,23 @@ def draw_distances(file: Path, title: str, summaries: Sequence[AttackSummary]) -
         alike = [other for other in summaries if other.curve.norm == norm]
         right = axis_end(alike)
         for other in alike:
-            axis.plot(*stairs(other, right), color=_PALE, linewidth=1)
+            axis.plot(*stairs(other, right), color=PALE, linewidth=1)
         axis.plot(*stairs(summary, right), color=NORM_COLOURS[_norm_of(summary)], linewidth=2)
         if summary.budget is not None:
-            axis.axvline(shown_distance(norm, summary.budget), color=_INK, linewidth=0.8, linestyle=":")
-            axis.plot(*family_points(summary, summaries), "o", color=_INK, markersize=3.5)
+            axis.axvline(shown_distance(norm, summary.budget), color=INK, linewidth=0.8, linestyle=":")
+            axis.plot(*family_points(summary, summaries), "o", color=INK, markersize=3.5)
         axis.set_xlim(0, right)
         axis.set_ylim(0, 1.03)
         axis.yaxis.set_major_formatter(PercentFormatter(1, 0))
         axis.set_title(f"{summary.figures.recipe}: {summary.figures.fooled:.1%}", fontsize=9.5, loc="left")
         axis.set_xlabel(f"{NORM_NAMES[norm]}: {DISTANCE_NAMES[norm]}", fontsize=7.5)
         axis.tick_params(labelsize=8)
-        _tidy(axis)
+        tidy(axis)
     for axis in axes.flat[len(summaries) :]:
         axis.axis("off")
     legend = "dotted: the budget; dots: the same attack at each of its budgets; grey: the other recipes of that norm"
     figure.suptitle(f"{title}\n{legend}", fontsize=10, x=0.01, ha="left")
-    _save(figure, file)
+    save_figure(figure, file)
 
 
 def axis_end(summaries: Sequence[AttackSummary]) -> float:
@@ -164,22 +164,22 @@ def draw_contact_sheet(file: Path, title: str, summaries: Sequence[AttackSummary
     block, height = 3 * _TILE + _MARGIN + 12, _TILE + 40
     sheet = Image.new("RGB", (names + most * block + _MARGIN, 62 + len(rows) * height), "white")
     draw = ImageDraw.Draw(sheet)
-    draw.text((_MARGIN, _MARGIN), title, _INK, large)
-    draw.text((_MARGIN, 36), "each: clean, attacked, change magnified on grey", _INK, small)
+    draw.text((_MARGIN, _MARGIN), title, INK, large)
+    draw.text((_MARGIN, 36), "each: clean, attacked, change magnified on grey", INK, small)
     for row, summary in enumerate(rows):
         top = 62 + row * height
         for index, line in enumerate(wrapped(summary.figures.recipe, 18)):
-            draw.text((_MARGIN, top + 4 + 17 * index), line, _INK, large)
-        draw.text((_MARGIN, top + _TILE - 14), f"{summary.figures.fooled:.1%} fooled", _INK, small)
+            draw.text((_MARGIN, top + 4 + 17 * index), line, INK, large)
+        draw.text((_MARGIN, top + _TILE - 14), f"{summary.figures.fooled:.1%} fooled", INK, small)
         for column, example in enumerate(summary.examples):
             left = names + column * block
             change, times = magnified_change(example)
             for place, pixels in enumerate((example.clean, example.attacked, change)):
                 sheet.paste(tile(pixels, _TILE), (left + place * (_TILE + 4), top))
-            draw.text((left, top + _TILE + 4), _cut(example.label, 15), _INK, small)
+            draw.text((left, top + _TILE + 4), _cut(example.label, 15), INK, small)
             verdict = example.predicted if example.fooled else f"still {example.predicted}"
-            draw.text((left + _TILE + 4, top + _TILE + 4), _cut(verdict, 15), _INK, small)
-            draw.text((left + 2 * (_TILE + 4), top + _TILE + 4), f"x {times}", _INK, small)
+            draw.text((left + _TILE + 4, top + _TILE + 4), _cut(verdict, 15), INK, small)
+            draw.text((left + 2 * (_TILE + 4), top + _TILE + 4), f"x {times}", INK, small)
     file.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(file, optimize=True)
 
@@ -213,13 +213,15 @@ def _norm_of(summary: AttackSummary) -> str | None:
     return summary.curve.norm if summary.is_attack else None
 
 
-def _tidy(axis: Axes) -> None:
+def tidy(axis: Axes) -> None:
+    """Leave out what only frames: the upper and right edge."""
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
     axis.grid(axis="x", color="#e4e7eb", linewidth=0.6)
     axis.set_axisbelow(True)
 
 
-def _save(figure: Figure, file: Path) -> None:
+def save_figure(figure: Figure, file: Path) -> None:
+    """Write the PNG, its folder too."""
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=_DPI)

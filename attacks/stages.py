@@ -1,14 +1,15 @@
 """The later stages of a bundle: attacked images, a detector fitted on their paths, and its figures."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from attacks.adaptive.defence import defence_of
 from attacks.campaign import Campaign, run_attacks
-from attacks.evidence import fooling_evidence
+from attacks.evidence import clean_sample, fooling_evidence, fooling_sample
+from attacks.fitting_sets import fitting_recipes
 from attacks.recipes import Recipe
 from attacks.report import AttackFigures, attack_figures
 from attacks.store import AttackStore, Origin
@@ -20,14 +21,15 @@ from detector.model_card import write_card
 from detector.network.decouple import GatedNet
 from detector.network.folding import fold_normalisation
 from detector.paths.encoder import Evidence, encode_set
-from detector.paths.features import ALL, FEATURES, name_of
-from detector.scoring.compiled_score import compile_score
+from detector.paths.features import ALL, FEATURES, kinds_named
+from detector.scoring.choice import ALL_CLASSIFIERS, ALL_KINDS, Candidate, Sample, choose
 from detector.scoring.evaluation import DetectionFigures, FalseAlarmFigures, detection_figures, false_alarm_figures
-from detector.scoring.fitting import FittedDetector, fit_detector
+from detector.scoring.fitting import CLASSIFIER, FittedDetector, fit_detector
 from detector.scoring.thresholds import Scores
 from detector.stages import check_fits
 
 ATTACKED_SPLITS = ("fitting", "test")
+AUTO = "auto"
 # Of clean images and of each attack: all of CIFAR-10's fitting split, and a bound on memory for larger sets.
 FITTED_IMAGES = 4000
 
@@ -87,16 +89,25 @@ def make_attacks(
         return attack_figures(store, attacked_splits[-1])
 
 
-def make_detector(bundle: Bundle, splits: Splits, store: AttackStore, features: str, rate: float, seed: int) -> Bundle:
+def make_detector(
+    bundle: Bundle, splits: Splits, store: AttackStore, features: str, rate: float, seed: int,
+    classifier: str = CLASSIFIER, fit_on: str = "all", per_class: bool = False,
+    listen: Callable[[Candidate], None] = lambda _: None,
+) -> Bundle:  # fmt: skip
     """Fit a detector on clean images and stored attacks of the fitting split, calibrate it, add it to the bundle.
 
     Args:
         bundle: with a decoupled network.
         splits: the data.
         store: attacks on that network.
-        features: kinds of features, of `detector.paths.features.FEATURES`, joined by `+`, or `all`.
+        features: kinds of features, of `detector.paths.features.FEATURES`, joined by `+`, `all`, or `auto` to choose
+            by attacks left out.
         rate: share of false alarms allowed unless a request says otherwise, in (0, 1).
         seed: of the classifier.
+        classifier: its name, in `detector.scoring.classifiers.CLASSIFIERS`, or `auto` to choose likewise.
+        fit_on: which stored attacks to fit on: a set of `attacks.fitting_sets.FITTING_SETS`, or recipes by commas.
+        per_class: whether the rate is to hold for each predicted class by itself.
+        listen: called after every candidate of the choice.
 
     Raises:
         ArtifactError: the attacks are on another network.
@@ -104,41 +115,39 @@ def make_detector(bundle: Bundle, splits: Splits, store: AttackStore, features: 
         RequestError: there is no threshold for the rate, or the features are unknown.
     """
     network = _network_for(bundle, splits, store)
-    clean, attacked = _fitting_evidence(network, splits, store)
-    fitted = fit_detector(features, clean, attacked, encode_set(network, splits.calibration), rate, seed)
-    training = {
+    clean, attacked = fitting_samples(network, splits, store, fit_on)
+    tried: list[Candidate] = []
+    if AUTO in (features, classifier):
+        kinds = ALL_KINDS if features == AUTO else kinds_named(features)
+        classifiers = ALL_CLASSIFIERS if classifier == AUTO else (classifier,)
+        tried = choose(clean, attacked, kinds, classifiers, seed, listen, features == AUTO)
+        features, classifier = tried[0].features, tried[0].classifier
+    fitted = fit_detector(
+        features, clean.evidence, {name: sample.evidence for name, sample in attacked.items()},
+        encode_set(network, splits.calibration), rate, seed, classifier, per_class,
+    )  # fmt: skip
+    training: dict[str, object] = {
         "seed": seed,
-        "clean_images": len(clean),
-        "attacked_images": {recipe: len(evidence) for recipe, evidence in attacked.items()},
+        "classifier": classifier,
+        "fit_on": fit_on,
+        "per_class": per_class,
+        "candidates": [asdict(candidate) for candidate in tried],
+        "clean_images": len(clean.ids),
+        "attacked_images": {recipe: len(sample.ids) for recipe, sample in attacked.items()},
         "calibration_images": len(fitted.calibration),
         "attack_seed": store.origin.seed,
     }
-    info = DetectorInfo("+".join(fitted.features.kinds), rate, tuple(attacked))
+    info = DetectorInfo("+".join(fitted.features.kinds), rate, tuple(attacked), classifier)
     learnt = fitted.features.arrays()
     grown = add_detector(bundle, info, fitted.classifier.estimator_, fitted.calibration, training, learnt)
     write_card(grown)
     return grown
 
 
-def judge_detector(bundle: Bundle, splits: Splits, store: AttackStore, rate: float, seed: int) -> FeatureFigures:
-    """Figures of the bundle's detector on the test split, for each stored attack.
-
-    Raises:
-        ArtifactError: the bundle has no detector, or the attacks are on another network.
-        DataError: the data does not fit, or no attack succeeded.
-        RequestError: there is no threshold for the rate.
-    """
-    classifier = bundle.classifier()
-    network = _network_for(bundle, splits, store)
-    features = bundle.features(network.layers)
-    fitted = FittedDetector(features, classifier, compile_score(classifier), bundle.calibration())
-    return _figures(network, splits, store, {name_of(features.kinds): fitted}, rate, seed)[0]
-
-
 def judge_each_feature(
     bundle: Bundle, splits: Splits, fit_on: AttackStore, judge_by: AttackStore, rate: float, seed: int
 ) -> list[FeatureFigures]:
-    """The same for a fresh detector on each kind of features alone, so that what the path adds is visible.
+    """Figures on the test split of a fresh detector on each kind of features alone: what the path adds is visible.
 
     Args:
         bundle: with a decoupled network.
@@ -155,23 +164,35 @@ def judge_each_feature(
     """
     network = _network_for(bundle, splits, fit_on)
     _check_attacks(bundle, judge_by)
-    clean, attacked = _fitting_evidence(network, splits, fit_on)
+    clean, samples = fitting_samples(network, splits, fit_on)
+    attacked = {name: sample.evidence for name, sample in samples.items()}
     calibration = list(encode_set(network, splits.calibration))
-    fitted = {name: fit_detector(name, clean, attacked, calibration, rate, seed) for name in (*FEATURES, ALL)}
+    fitted = {name: fit_detector(name, clean.evidence, attacked, calibration, rate, seed) for name in (*FEATURES, ALL)}
     return _figures(network, splits, judge_by, fitted, rate, seed)
 
 
-def _fitting_evidence(network: GatedNet, splits: Splits, store: AttackStore) -> tuple[Evidence, dict[str, Evidence]]:
-    """Clean images and successful attacks of the fitting split, about `FITTED_IMAGES` of each at most."""
+def fitting_samples(
+    network: GatedNet, splits: Splits, store: AttackStore, fit_on: str = "all"
+) -> tuple[Sample, dict[str, Sample]]:
+    """Clean images and successful attacks of the fitting split, `FITTED_IMAGES` of each at most.
+
+    Args:
+        network: the bundle's.
+        splits: the data.
+        store: attacks on that network.
+        fit_on: a set of `attacks.fitting_sets.FITTING_SETS`, or recipes by commas.
+
+    Raises:
+        DataError: the attacks are unfinished, or there are no clean images.
+        RequestError: the store has no such attacks.
+    """
     store.check_finished("fitting")
-    clean = Evidence.stacked(encode_set(network, splits.fitting), FITTED_IMAGES)
-    attacked = {
-        recipe: Evidence.stacked(fooling_evidence(network, store, "fitting", recipe), FITTED_IMAGES)
-        for recipe in store.attacks("fitting")
+    clean = clean_sample(network, splits.fitting, FITTED_IMAGES)
+    found = {
+        recipe: fooling_sample(network, store, "fitting", recipe, FITTED_IMAGES)
+        for recipe in fitting_recipes(store, fit_on)
     }
-    if clean is None:
-        raise DataError(f"expected clean images in the fitting split of {splits.fitting.name}, got none")
-    return clean, {recipe: evidence for recipe, evidence in attacked.items() if evidence is not None}
+    return clean, {recipe: sample for recipe, sample in found.items() if sample is not None}
 
 
 def _figures(

@@ -82,12 +82,17 @@ def _lines(facts: Mapping[str, Any]) -> Iterator[str]:
             yield from (f"    {made['command']}", "")
         figures = dict(made.get("figures", {}))
         layers = figures.pop("layers", ())
-        rows = [(key, value) for key, value in _flat({**made, "figures": figures}) if key != "command"]
+        tried = made.get("candidates", ())
+        facts_of = {**made, "figures": figures}
+        rows = [(key, value) for key, value in _flat(facts_of) if key not in ("command", "candidates")]
         yield from _table(("fact", "value"), rows)
         if layers:
             yield ""
             columns = [field.name for field in fields(LayerFigures)]  # the manifest's own are sorted by name
             yield from _table(columns, [[layer[column] for column in columns] for layer in layers])
+        if tried:
+            yield from ("", "Chosen among these, AUROC on the fitting split, of attacks left out and of all:", "")
+            yield from _table(list(tried[0]), [list(candidate.values()) for candidate in tried])
     yield ""
     yield f"Made with {', '.join(f'{name} {number}' for name, number in facts['versions'].items())}."
     yield ""

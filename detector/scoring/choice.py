@@ -78,6 +78,7 @@ def choose(
     classifiers: Sequence[str],
     seed: int = 0,
     listen: Callable[[Candidate], None] = lambda _: None,
+    fewer: bool = True,
 ) -> list[Candidate]:
     """All that was tried, best first.
 
@@ -91,6 +92,7 @@ def choose(
         classifiers: names to choose from.
         seed: of classifiers and halves.
         listen: called after every candidate.
+        fewer: whether kinds of features may be left out.
 
     Raises:
         DataError: there are fewer than two families of attacks.
@@ -111,9 +113,9 @@ def choose(
 
     best = max((attempt(features, name) for name in classifiers), key=lambda candidate: candidate.merit)
     kinds = list(features)
-    while len(kinds) > 1:
-        fewer = [[kind for kind in kinds if kind != dropped] for dropped in kinds]
-        found = max((attempt(rest, best.classifier) for rest in fewer), key=lambda candidate: candidate.merit)
+    while fewer and len(kinds) > 1:
+        rests = [[kind for kind in kinds if kind != dropped] for dropped in kinds]
+        found = max((attempt(rest, best.classifier) for rest in rests), key=lambda candidate: candidate.merit)
         if found.merit < best.merit:
             break
         best, kinds = found, found.features.split("+")

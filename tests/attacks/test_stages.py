@@ -8,7 +8,7 @@ from attacks.campaign import run_attacks
 from attacks.recipes import RECIPES
 from attacks.report import attack_figures
 from attacks.selection import rightly_classified
-from attacks.stages import judge_detector, judge_each_feature, make_attacks, make_detector
+from attacks.stages import judge_each_feature, make_attacks, make_detector
 from attacks.store import AttackStore, Origin, ShardKey
 from detector.errors import ArtifactError, DataError, RequestError
 from detector.paths.features import ALL, FEATURES
@@ -79,17 +79,35 @@ def test_report_counts_what_the_shards_hold(attacked):
     assert 0 < row.linf <= 8.5 / 255
 
 
-def test_a_detector_is_fitted_judged_and_served_by_the_same_bundle(decoupled_bundle, digits, attacked):
+def test_a_detector_is_fitted_and_judged(decoupled_bundle, digits, attacked):
     bundle = make_detector(decoupled_bundle, digits, attacked, "all", 0.05, 0)
 
-    judged = judge_detector(bundle, digits, attacked, 0.05, 0)
     by_feature = judge_each_feature(bundle, digits, attacked, attacked, 0.05, 0)
 
     assert [figures.features for figures in by_feature] == [*FEATURES, ALL]
-    assert judged == replace(by_feature[-1], features="+".join(FEATURES))
+    judged = by_feature[-1]
     assert judged.false_alarms.images == len(digits.test)
     assert bundle.manifest.detector.recipes == ("fgsm",)
     assert bundle.manifest.training["detector"]["clean_images"] == len(digits.fitting)
+
+
+def test_features_and_classifier_are_chosen_by_attacks_left_out(decoupled_bundle, digits, tmp_path):
+    recipes = [replace(RECIPES[name], budget=48 / 255) for name in ("fgsm", "pgd")]
+    make_attacks(decoupled_bundle, digits, recipes, tmp_path / "attacks", 60, 0, 60, ignore)
+    tried = []
+
+    bundle = make_detector(
+        decoupled_bundle, digits, AttackStore(tmp_path / "attacks"), "auto", 0.3, 0, "logistic-0.01", "all", True,
+        tried.append,
+    )  # fmt: skip
+
+    best = max(tried, key=lambda candidate: candidate.merit)
+    info, made = bundle.detector_info(), bundle.manifest.training["detector"]
+    assert len(tried) > len(FEATURES)
+    assert (info.features, info.classifier) == (best.features, "logistic-0.01")
+    assert made["candidates"][0]["features"] == best.features
+    assert best.features in (bundle.folder / "MODEL_CARD.md").read_text()
+    assert bundle.calibration().labels is not None
 
 
 def test_attacks_with_other_parameters_are_not_mixed(decoupled_bundle, digits, attacked):

@@ -1,0 +1,148 @@
+"""A bundle, its data and its attacks -> an evaluation."""
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from attacks.adaptive.defence import defence_of
+from attacks.evaluation.adaptive import Withstood, rows_of_withstood, withstand
+from attacks.evaluation.costs import cost_rows
+from attacks.evaluation.judgement import Judge, Matrix, Served, Sheet
+from attacks.evaluation.material import gather
+from attacks.evaluation.paths import PathDetector
+from attacks.evaluation.protocol import Protocol
+from attacks.evaluation.report import Evaluation
+from attacks.fitting_sets import named_sets
+from attacks.store import AttackStore
+from detector.baselines.all import all_baselines
+from detector.baselines.baseline import Baseline, behind
+from detector.batches import best_device, to_tensor
+from detector.bundle import Bundle
+from detector.datasets import ImageSet, Splits
+from detector.errors import ArtifactError
+from detector.network.decouple import GatedNet
+from detector.paths.encoder import Floats
+from detector.paths.features import ALL, FEATURES
+from detector.scoring.compiled_score import compile_score
+from detector.scoring.fitting import CLASSIFIER
+from detector.stages import check_fits
+
+log = logging.getLogger(__name__)
+
+
+def evaluate_bundle(
+    bundle: Bundle, splits: Splits, store: AttackStore, protocol: Protocol, seed: int = 0,
+    foreign: ImageSet | None = None, adaptive: bool = True,
+) -> Evaluation:  # fmt: skip
+    """Judge the bundle's detector; the same seed gives the same tables, but for measured times.
+
+    Args:
+        bundle: with a detector.
+        splits: the data.
+        store: attacks on the bundle's network.
+        protocol: how much of everything.
+        seed: of noise, corruptions, adaptive attacks, bootstrap and what is fitted anew.
+        foreign: images of another data set; None for handwritten digits.
+        adaptive: whether attackers who know the detector are let loose.
+
+    Raises:
+        ArtifactError: the bundle has no detector, or the attacks are on another network.
+        DataError: the data does not fit, attacks are unfinished, or none succeeded.
+    """
+    check_fits(bundle, splits.test)
+    if store.origin.network != bundle.network_digest:
+        raise ArtifactError(
+            f"expected attacks on the network {bundle.network_digest[:12]} of {bundle.folder}, got attacks on "
+            f"{store.origin.network[:12]} in {store.folder}"
+        )
+    network, info = bundle.network().to(best_device()), bundle.detector_info()
+    classes, classifier = len(bundle.manifest.network.classes), info.classifier or CLASSIFIER
+
+    def paths(features: str, name: str) -> PathDetector:
+        return PathDetector(network, features, classifier, classes, seed, name)
+
+    ours = paths(info.features, "paths")
+    example = to_tensor(splits.test.pixels(slice(0, 1)), best_device())
+    others: list[Baseline] = []
+    if protocol.baselines:
+        every = all_baselines(network, example)
+        others = [method for method in every if method.images is None or protocol.costly_baselines]
+    methods: list[Baseline] = [ours, *others]
+    log.info("images pass the network")
+    material = gather(network, splits, store, methods, protocol, seed, foreign)
+    served = _served(bundle, network, classes)
+    judge = Judge(material, protocol, served, seed)
+    log.info("tables: attacks left out")
+    unseen = judge.unseen_sheet(methods)
+    log.info("tables: features, baselines, fitting sets")
+    matrix = judge.matrix(ours)
+    alone: list[Baseline] = [paths(kind, kind) for kind in (*FEATURES, ALL)]
+    sheets = [
+        judge.attack_sheet(),
+        judge.worst_case_sheet(),
+        judge.worst_unseen(unseen),
+        unseen,
+        _sheet_of(matrix),
+        judge.false_alarm_sheet(),
+        judge.corruption_sheet(),
+        judge.class_sheet(),
+        judge.method_sheet("features", f"what the classifier ({classifier}) reads: AUROC", alone),
+        judge.method_sheet("baselines", "other detectors on the same network: AUROC", methods),
+        judge.fitting_set_sheet(ours, named_sets(store)),
+        judge.shots_sheet(ours),
+        judge.other_rows_sheet(),
+    ]
+    withstood: list[Withstood] = []
+    if adaptive:
+        log.info("attackers who know the detector")
+        known = defence_of(bundle, network, splits.validation)
+        withstood = withstand(network, splits.test, known, protocol, material.right_clean, seed)
+        title = f"robust accuracy where {info.max_false_alarm_rate:.0%} of clean images may be flagged"
+        sheets.append(Sheet("adaptive", title, rows_of_withstood(withstood)))
+    sheets.append(
+        Sheet("costs", "cost beside the plain backbone", cost_rows(bundle, network, splits, protocol.timed_seconds))
+    )
+    facts = {
+        "bundle": bundle.folder.resolve().name,
+        "network": f"{bundle.manifest.network.name}, {bundle.network_digest[:12]}",
+        "data": bundle.manifest.network.data,
+        "detector": served.name,
+        "fitted on": ", ".join(info.recipes),
+        "calibration images": str(len(served.calibration)),
+        "protocol": protocol.name,
+        "seeds": f"evaluation {seed}, attacks {store.origin.seed}",
+        "accuracy on the clean test images": f"{material.right_clean:.4f}",
+    }
+    return Evaluation(facts, _notes(protocol, withstood), sheets, judge.curves(), material.norms, matrix, withstood)
+
+
+def _served(bundle: Bundle, network: GatedNet, classes: int) -> Served:
+    """The bundle's own classifier and calibration."""
+    info, features = bundle.detector_info(), bundle.features(network.layers)
+
+    def columns(rows: Floats) -> Floats:
+        return features.side_by_side(rows[:, :classes], rows[:, classes:])
+
+    score = behind(columns, compile_score(bundle.classifier()))
+    return Served(score, bundle.calibration(), info.recipes, f"{info.classifier or CLASSIFIER} on {info.features}")
+
+
+def _sheet_of(matrix: Matrix) -> Sheet:
+    rows: list[dict[str, object]] = []
+    for name, values in zip(matrix.fitted_on, matrix.auroc, strict=True):
+        cells = dict(zip(matrix.judged_by, values.tolist(), strict=True))
+        rows.append({"fitted on": name, **cells, "worst": float(np.nanmin(values))})
+    return Sheet("matrix", "fitted on one attack, judged by each: AUROC", rows)
+
+
+def _notes(protocol: Protocol, withstood: Sequence[Withstood]) -> list[str]:
+    notes = []
+    if protocol.name != "full":
+        notes.append(f"The protocol `{protocol.name}` looks at few images: a first look, not figures to publish.")
+    if withstood and not withstood[0].exact:
+        notes.append(
+            "The classifier has no gradient: adaptive attacks follow an imitation of it, and one that is made better "
+            "may do more harm."
+        )
+    return notes

@@ -1,0 +1,58 @@
+"""Our own detector in the shape of the baselines, so that all are fitted and judged alike."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from detector.baselines.baseline import Observed, behind
+from detector.network.decouple import GatedNet
+from detector.paths.encoder import Floats, encode
+from detector.paths.features import features_named, rows_of
+from detector.scoring.classifier import FalseAlarmClassifier
+from detector.scoring.compiled_score import Score, compile_score
+from detector.scoring.fitting import fit_classifier
+
+SEES = "path"
+
+
+class PathDetector:
+    """Features of the path and a classifier on them."""
+
+    sees, images = SEES, None
+
+    def __init__(
+        self, network: GatedNet, features: str, classifier: str, classes: int, seed: int = 0, name: str = "paths"
+    ) -> None:
+        """A detector to be fitted.
+
+        Args:
+            network: in evaluation mode.
+            features: kinds of features joined by `+`, or `all`.
+            classifier: name in `detector.scoring.classifiers.CLASSIFIERS`.
+            classes: of the network.
+            seed: of the classifier.
+            name: what tables call it.
+        """
+        self.name = name
+        self._network = network
+        self._features = features
+        self._classifier = classifier
+        self._classes = classes
+        self._seed = seed
+
+    def observe(self, images: Tensor) -> Floats:
+        """Class logits and gate logits."""
+        return rows_of(encode(self._network, images))
+
+    def fit(self, clean: Observed, attacked: Mapping[str, Observed]) -> Score:
+        """Learn what is usual, then fit the classifier."""
+        features = features_named(self._features, self._classes, self._network.layers).fit(clean.rows)
+
+        def columns(rows: Floats) -> Floats:
+            return features.side_by_side(rows[:, : self._classes], rows[:, self._classes :])
+
+        fitted = fit_classifier(
+            self._classifier, columns(clean.rows), {name: columns(part.rows) for name, part in attacked.items()},
+            self._seed,
+        )  # fmt: skip
+        return behind(columns, compile_score(FalseAlarmClassifier.around(fitted, 0.05)))

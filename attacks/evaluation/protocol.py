@@ -1,0 +1,80 @@
+"""How much of everything an evaluation looks at: a few minutes of it, or all."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from detector.errors import RequestError
+
+
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    """Limits of an evaluation.
+
+    Attributes:
+        name: what `--protocol` calls it.
+        fitting_images: clean images, and images of each attack, that are fitted on.
+        attacked_images: test images of each attack, of those that it fooled the network with.
+        clean_images: clean images of calibration and test split; None for all.
+        costly_images: at most so many of each kind for baselines that take long for each image.
+        matrix: attacks in the train x test matrix.
+        corrupted_images: test images that each corruption is put on.
+        severities: of the corruptions, from 1 to 5.
+        foreign_images: images of another data set.
+        adaptive_images: test images that adaptive attacks are given.
+        adaptive_steps: steps of each descent.
+        adaptive_restarts: descents from different starts.
+        adaptive_recipes: which of them.
+        budgets: of the adaptive curve, L-inf, in grey levels of 255; the last is the headline.
+        bootstrap: draws of an interval.
+        baselines: whether other authors' detectors are run as well; the costly ones of them too.
+        costly_baselines: whether those that take long for each image are among them.
+        shots: images of each class that the detector is fitted on, in the table of small fitting sets.
+        timed_seconds: how long costs are measured for each batch size.
+    """
+
+    name: str
+    fitting_images: int
+    attacked_images: int
+    clean_images: int | None
+    costly_images: int
+    matrix: int
+    corrupted_images: int
+    severities: tuple[int, ...]
+    foreign_images: int
+    adaptive_images: int
+    adaptive_steps: int
+    adaptive_restarts: int
+    adaptive_recipes: tuple[str, ...]
+    budgets: tuple[int, ...]
+    bootstrap: int
+    baselines: bool
+    costly_baselines: bool
+    shots: tuple[int, ...]
+    timed_seconds: float
+
+
+PROTOCOLS: Mapping[str, Protocol] = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol(
+            "quick", 400, 200, 1000, 0, 5, 60, (1, 3), 300, 24, 30, 1, ("adaptive-orthogonal", "adaptive-joint"),
+            (2, 8), 100, True, False, (1, 10), 1.0,
+        ),
+        Protocol(
+            "full", 4000, 3000, None, 500, 12, 500, (1, 3, 5), 1500, 200, 200, 5,
+            ("adaptive-joint", "adaptive-selective", "adaptive-orthogonal", "adaptive-path", "adaptive-square",
+             "adaptive-hopskipjump"), (1, 2, 4, 8), 1000, True, True, (1, 5, 10), 5.0,
+        ),
+    )
+}  # fmt: skip
+
+
+def protocol_named(name: str) -> Protocol:
+    """The protocol of that name.
+
+    Raises:
+        RequestError: there is none.
+    """
+    if name not in PROTOCOLS:
+        raise RequestError(f"expected a protocol of {', '.join(PROTOCOLS)}; got {name!r}")
+    return PROTOCOLS[name]

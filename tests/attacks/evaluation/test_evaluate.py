@@ -1,0 +1,78 @@
+import json
+import re
+from dataclasses import replace
+
+import pytest
+
+from attacks.evaluation.evaluate import evaluate_bundle
+from attacks.evaluation.protocol import PROTOCOLS, protocol_named
+from attacks.evaluation.report import content_of, write_evaluation
+from attacks.recipes import RECIPES
+from attacks.stages import make_attacks, make_detector
+from attacks.store import AttackStore
+from detector.errors import ArtifactError, RequestError
+from tests.conftest import untrained_bundle
+
+TINY = replace(
+    PROTOCOLS["full"], name="tiny", costly_images=3, matrix=2, corrupted_images=3, severities=(1,), foreign_images=20,
+    adaptive_images=3, adaptive_steps=3, adaptive_restarts=1, adaptive_recipes=("adaptive-selective", "adaptive-path"),
+    budgets=(8, 32), bootstrap=10, baselines=False, shots=(1,), timed_seconds=0.01,
+)  # fmt: skip
+
+
+@pytest.fixture
+def judged(decoupled_bundle, digits, tmp_path):
+    few = replace(digits, test=digits.test.first(40), fitting=digits.fitting.first(80))
+    recipes = [replace(RECIPES[name], budget=48 / 255) for name in ("fgsm", "pgd")]
+    make_attacks(decoupled_bundle, few, recipes, tmp_path / "attacks", None, 0, 50, lambda _: None)
+    store = AttackStore(tmp_path / "attacks")
+    bundle = make_detector(decoupled_bundle, few, store, "gates+margins", 0.05, 0)
+    return bundle, few, store
+
+
+def test_the_same_seed_gives_the_same_report_of_one_file(judged, tmp_path):
+    def tables():
+        found = evaluate_bundle(*judged, TINY, seed=3)
+        content = content_of(found)
+        content["tables"].pop("costs")  # times are measured
+        return found, content
+
+    (found, first), (_, second) = tables(), tables()
+    page, *files = write_evaluation(found, tmp_path / "report")
+
+    assert json.dumps(first) == json.dumps(second)
+    assert {name for name, rows in first["tables"].items() if rows} - {"failed"} == {
+        "attacks", "worst_case", "worst_unseen", "unseen", "matrix", "false_alarms", "corruptions", "classes",
+        "features", "baselines", "fitting_sets", "shots", "adaptive",
+    }  # fmt: skip
+    html = page.read_text()
+    assert not re.search(r"(src|href)=\"(?!#|data:)", html)
+    assert html.count("data:image/png") == 3
+    assert all(file.stat().st_size > 0 for file in files)
+    assert json.loads((tmp_path / "report" / "evaluation.json").read_text())["facts"]["protocol"] == "tiny"
+    for row in first["tables"]["adaptive"]:
+        assert 0 <= row["robust accuracy"] <= 1
+        assert row["robust accuracy"] >= row["detector off"] - 1e-9 or row["attack"] != "any of them"
+
+
+def test_all_other_detectors_stand_beside_ours(judged):
+    content = content_of(evaluate_bundle(*judged, replace(TINY, baselines=True), adaptive=False))
+
+    names = [row["detector"] for row in content["tables"]["baselines"]]
+    assert names[0] == "paths"
+    assert len(names) == 9
+    assert {row["detector"] for row in content["tables"]["worst_unseen"]} == set(names)
+    assert "adaptive" not in content["tables"]
+
+
+def test_attacks_on_another_network_are_not_judged_by(judged, digits, tmp_path):
+    _, few, store = judged
+    other = untrained_bundle(digits)(tmp_path / "other")
+
+    with pytest.raises(ArtifactError, match="expected attacks on the network"):
+        evaluate_bundle(other, few, store, TINY)
+
+
+def test_an_unknown_protocol_is_refused():
+    with pytest.raises(RequestError, match="expected a protocol of quick, full; got 'endless'"):
+        protocol_named("endless")
