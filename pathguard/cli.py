@@ -9,7 +9,7 @@ from typer.exceptions import TyperException
 
 from pathguard import __version__
 from pathguard.client import ClientError
-from pathguard.commands import attacks, detector, network, server, serving
+from pathguard.commands import attacks, detector, hardening, network, server, serving
 
 app = typer.Typer(
     name="pathguard",
@@ -72,6 +72,7 @@ def _version(
 for verb in (
     network.train,
     network.decouple,
+    hardening.harden,
     attacks.attack,
     attacks.report,
     detector.fit,

@@ -85,7 +85,7 @@ def train_backbone(
     def loss(images: Tensor, labels: Tensor, _progress: float) -> Tensor:
         return F.cross_entropy(network(images), labels)
 
-    _train(
+    train_epochs(
         network, loss, splits, schedule, folder, {**run, "schedule": asdict(schedule)}, listen,
         lambda: {"accuracy": accuracy(network, splits.validation)}, lambda _, figures: figures["accuracy"],
     )  # fmt: skip
@@ -156,7 +156,7 @@ def train_decoupled(
         return figures["accuracy"]
 
     identity = {**run, "keep": keep, "objective": asdict(objective), "schedule": asdict(schedule)}
-    _train(
+    train_epochs(
         trained, loss, splits, schedule, folder, identity, listen,
         lambda: asdict(measure_gates(network, splits.validation)), may_be_chosen,
     )  # fmt: skip
@@ -215,7 +215,7 @@ def pixel_statistics(images: ImageSet, sample: int = 5000) -> tuple[Tensor, Tens
     )
 
 
-def _train(
+def train_epochs(
     trained: nn.Module,
     loss_of: BatchLoss,
     splits: Splits,
@@ -226,10 +226,22 @@ def _train(
     measure: Callable[[], Figures],
     score: Callable[[float, Figures], float | None],
 ) -> None:
-    """The loop itself; ends with `trained` in evaluation mode, with the weights of the epoch that scored best.
+    """The loop of every training; ends with `trained` in evaluation mode, with the weights of the best epoch.
 
-    `score` takes the share of the training that is done, and the epoch's figures; None for an epoch that may not be
-    chosen. Where none may, the last epoch's weights remain.
+    Args:
+        trained: what is trained, in place; weights that need no gradient stay as they are.
+        loss_of: images, labels and the share of the training that is done -> loss.
+        splits: trained on `train`.
+        schedule: how long and how fast.
+        folder: where the checkpoint lies.
+        run: tells this run from others.
+        listen: called after every step.
+        measure: gives the figures of an epoch.
+        score: the share of the training that is done, and the epoch's figures -> what is made large; None for an epoch
+            that may not be chosen. Where none may, the last epoch's weights remain.
+
+    Raises:
+        TrainingError: the loss is not finite, or the checkpoint is of another run.
     """
     images, device = splits.train, device_of(trained)
     optimizer = torch.optim.SGD(

@@ -1,0 +1,87 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from attacks.hardening import Hardening, evading, harden, robust_accuracy
+from detector.bundle import Bundle, GatesInfo, add_network
+from detector.errors import ArtifactError, RequestError
+from detector.network.decouple import decouple
+from detector.network.schedule import Schedule
+
+BUDGET = 24 / 255
+FEW = Schedule(epochs=3, batch=60, learning_rate=0.05, flip=False)
+
+
+def ignore(_progress):
+    return None
+
+
+@pytest.fixture(scope="module")
+def trained(digits, tmp_path_factory):
+    """A network that has learnt digits."""
+    from detector.bundle import NetworkInfo, begin_bundle
+    from detector.network.networks import build_network
+    from detector.network.training import train_backbone
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("trained")
+    backbone = build_network("resnet8", 1, 10)
+    schedule = Schedule(epochs=8, batch=64, learning_rate=0.1, flip=False)
+    train_backbone(backbone, digits, schedule, folder / "checkpoints", {}, ignore)
+    info = NetworkInfo("resnet8", digits.train.class_names, digits.train.spec, "digits", "digits")
+    bundle = begin_bundle(folder / "bundle", info, backbone, {"figures": {}})
+    return add_network(bundle, folder / "bundle", GatesInfo(0.9, True, "pathguard"), decouple(backbone, 0.9), {})
+
+
+def test_evading_images_stay_within_the_budget_and_half_of_them_take_anothers_path(trained, digits):
+    network, images = trained.network(), torch.rand(8, 1, 8, 8)
+    labels = network(images).argmax(dim=1)
+    labels[1::2] = (labels[::2] + 1) % 10  # neighbours of other labels
+    wanted = [weights.requires_grad for weights in network.parameters()]
+
+    points = evading(network, images, labels, Hardening(budget=BUDGET, steps=10, weight=10.0))
+
+    assert ((points - images).abs() <= BUDGET + 1e-6).all()
+    assert points.min() >= 0
+    assert points.max() <= 1
+    assert [weights.requires_grad for weights in network.parameters()] == wanted
+
+    def gates(of):
+        return torch.cat([reading.logits for reading in network.trace(of)[1].values()], dim=1)
+
+    guides = gates(images).roll(1, 0)
+    before, after = ((gates(of) - guides).square().mean(dim=1)[4:] for of in (images, points))
+    assert after.mean() < before.mean()
+
+
+def test_a_hardened_network_withstands_more_and_its_price_is_stated(trained, digits, tmp_path):
+    hardening = Hardening("network", BUDGET, steps=3)
+    grown, figures = harden(trained, digits, hardening, FEW, tmp_path / "hard", ignore)
+
+    assert figures.robust > figures.robust_before
+    assert figures.accuracy > 0.5
+    judged = digits.validation.first(300)
+    assert figures.robust == robust_accuracy(Bundle(grown.folder).network(), judged, hardening)
+    assert grown.manifest.training["network"]["figures"]["accuracy_before"] == figures.accuracy_before
+    assert grown.manifest.detector is None
+    assert not (grown.folder / "checkpoint-hardening").exists()
+    with pytest.raises(ArtifactError, match="expected a folder without a bundle"):
+        harden(trained, digits, hardening, FEW, tmp_path / "hard", ignore)
+
+
+def test_hardening_the_gates_leaves_everything_else_as_it_was(trained, digits, tmp_path):
+    once = replace(FEW, epochs=1)
+    grown, _ = harden(trained, digits, Hardening("gates", BUDGET, steps=2), once, tmp_path / "gates", ignore)
+
+    before, after = trained.network().state_dict(), grown.network().state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(".gates." in name for name in changed)
+
+
+def test_hardening_that_makes_no_sense_is_refused():
+    with pytest.raises(RequestError, match="expected gates or network to harden, got 'head'"):
+        Hardening("head")
+    with pytest.raises(RequestError, match="expected a budget in"):
+        Hardening(budget=0)

@@ -1,0 +1,61 @@
+import pytest
+
+from benchmarks.detection import Judged, bars
+
+
+def judged(network, seed, cw, baseline, realised=0.05):
+    attacks = [
+        {"attack": name, "AUROC": value, "low": value - 0.01, "high": value + 0.005, "TPR at 1%": 0.8, "images": 10}
+        for name, value in (("fgsm", 0.999), ("cw", cw))
+    ]
+    tables = {
+        "attacks": attacks,
+        "worst_unseen": [
+            {"detector": "paths", "left out": "attack", "worst AUROC": 0.9},
+            {"detector": "paths", "left out": "norm", "worst AUROC": 0.8},
+            {"detector": "LID", "left out": "attack", "worst AUROC": 0.7},
+        ],
+        "features": [{"detector": "margins", "cw": 0.9}, {"detector": "all", "cw": cw}],
+        "baselines": [{"detector": "paths", "fgsm": 0.999, "cw": cw}, {"detector": "LID", "fgsm": 0.5, "cw": baseline}],
+        "false_alarms": [
+            {
+                "images": "clean", "flagged at 5%": realised, "expected at 5%": "0.0400-0.0600",
+                "flagged at 1%": 0.01, "expected at 1%": None,
+            }
+        ],
+        "corruptions": [{"corruption": "mean", "severity 1": 0.08, "severity 3": 0.4}],
+        "adaptive": [
+            {"attack": "any of them", "budget / 255": 2, "robust accuracy": 0.5, "points added": 20.0},
+            {"attack": "any of them", "budget / 255": 8, "robust accuracy": 0.15, "points added": 6.0},
+        ],
+    }  # fmt: skip
+    return Judged(network, seed, {}, tables)
+
+
+def test_every_bar_is_a_row_also_where_nothing_was_measured():
+    rows = bars([], [])
+
+    assert len(rows) == 24
+    assert all(row.value is None and row.met is None and row.bar is not None for row in rows)
+
+
+def test_a_bar_is_held_against_the_mean_over_seeds_of_the_worse_network():
+    rows = {row.figure: row for row in bars([
+        judged("resnet20", 0, 0.98, 0.9), judged("resnet20", 1, 0.99, 0.9), judged("resnet56", 0, 0.95, 0.96, 0.07),
+    ], [judged("resnet20", 0, 0.9, 0.9)])}  # fmt: skip
+
+    assert rows["AUROC, cw, %"].value == pytest.approx(95)
+    assert rows["AUROC, fgsm, %"].met
+    assert rows["AUROC, jsma, %"].value is None
+    assert rows["unseen attack, worst cell, AUROC, %"].value == pytest.approx(80)
+    assert rows["worst unseen cell, ahead of the best baseline, points"].value == pytest.approx(10)
+    assert rows["adaptive robust accuracy at 5 %, 8/255, without hardening, %"].value == pytest.approx(15)
+    assert rows["adaptive robust accuracy with hardening, %"].value == pytest.approx(15)
+    assert rows["of which the detector adds, points"].value == pytest.approx(6)
+    assert rows["what the path adds on C&W, points of AUROC"].value == pytest.approx(5)
+    assert rows["false alarms on corruptions of severity 3, %"].met is False
+    inside = "seeds whose realised false alarms at 5% lie in their interval, share"
+    assert rows[inside].value == pytest.approx(2 / 3)
+    assert rows[inside.replace("5%", "1%")].value is None
+    # 0.96 lies above the 0.955 of the larger network's interval
+    assert rows["columns in which a baseline is ahead beyond the interval"].value == 1
