@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from attacks.page import data_uri, facts_list, html_page
 from attacks.report import AttackSummary, Example, summarise
 from attacks.report_pictures import (
     DISTANCE_NAMES,
@@ -25,10 +24,19 @@ from attacks.report_pictures import (
 )
 from attacks.store import AttackStore
 from detector.errors import DataError
-from detector.files import write_whole
 from detector.images import Pixels
+from detector.page import data_uri, fact_list
+from detector.page import write_page as write_html
 
 _TILE = 96
+_STYLE = """
+.bar { display: block; height: .35rem; background: #e4e7eb; } .bar > span { display: block; height: 100%; }
+.recipes { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr)); gap: 1rem; }
+.examples { display: flex; flex-wrap: wrap; gap: .6rem; }
+.triple { display: grid; grid-template-columns: repeat(3, 1fr); gap: 4px; }
+.triple img { width: 100%; aspect-ratio: 1; image-rendering: pixelated; }
+figure { width: 100%; max-width: 24rem; }
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +120,7 @@ def write_page(
     }
     body = [
         f"<h1>Attacks on {escape(origin.data)}</h1>",
-        facts_list(facts),
+        fact_list(facts),
         "<p>Only images that the network gets right were attacked. An image counts as fooled where the network is "
         "wrong about it <em>after</em> its pixels were rounded to 8 bits. Distances are medians over the fooled "
         "images; those of noise and corruptions are over all images.</p>",
@@ -123,7 +131,7 @@ def write_page(
         body.append(f"<nav aria-label='splits'>Splits: {links}</nav>")
     for split, of_split in summaries.items():
         body += _section(split, of_split, pictures[split])
-    write_whole(file, html_page(f"Attacks on {origin.data}", body).encode())
+    write_html(file, f"Attacks on {origin.data}", body, _STYLE)
 
 
 def _section(split: str, summaries: Sequence[AttackSummary], picture: Path) -> Iterable[str]:
@@ -184,7 +192,7 @@ def _article(split: str, summary: AttackSummary, alike: Sequence[AttackSummary])
         yield from (_example(figures.recipe, example) for example in summary.examples)
         yield "</div>"
     settings = {name: json.dumps(value) for name, value in summary.parameters.items()}
-    yield f"<details><summary>Parameters</summary>{facts_list(settings)}</details></article>"
+    yield f"<details><summary>Parameters</summary>{fact_list(settings)}</details></article>"
 
 
 def _example(recipe: str, example: Example) -> str:

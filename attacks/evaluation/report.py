@@ -12,9 +12,9 @@ from pathlib import Path
 from attacks.evaluation.adaptive import Withstood
 from attacks.evaluation.judgement import Curve, Matrix, Sheet
 from attacks.evaluation.pictures import draw_curves, draw_matrix, draw_withstood
-from attacks.page import data_uri, facts_list, html_page
 from detector.errors import DataError
 from detector.files import write_whole
+from detector.page import data_uri, fact_list, write_page
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +66,7 @@ def write_evaluation(found: Evaluation, folder: Path) -> list[Path]:
         write_whole(folder / "evaluation.json", (json.dumps(content_of(found), indent=1) + "\n").encode())
         for sheet in found.sheets:
             write_whole(folder / f"{sheet.name}.csv", _csv(sheet).encode())
-        html = html_page(f"Detector {subject}", _body(found, pictures))
-        write_whole(folder / "index.html", html.encode())
+        write_page(folder / "index.html", f"Detector {subject}", _body(found, pictures))
     except OSError as error:
         raise DataError(f"expected a folder that can be written, got {folder} ({error.strerror})") from None
     return [*files, *pictures.values()]
@@ -84,7 +83,7 @@ def content_of(found: Evaluation) -> dict[str, object]:
 
 def _body(found: Evaluation, pictures: Mapping[str, Path]) -> Iterator[str]:
     yield f"<h1>Detector {escape(found.facts['bundle'])}</h1>"
-    yield facts_list(found.facts)
+    yield fact_list(found.facts)
     yield (
         "<p>An attack counts where the network was right about the clean image and is wrong about the attacked one "
         "after its pixels were rounded to 8 bits. All images here are of the test split, which nothing was fitted, "

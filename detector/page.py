@@ -1,10 +1,13 @@
-"""What our HTML pages share: one file each, nothing is fetched, a phone shows it as well."""
+"""One HTML page that needs nothing else: style and pictures are inside, a phone shows it as well."""
 
 import base64
 from collections.abc import Iterable, Mapping
 from html import escape
+from pathlib import Path
 
-STYLE = """
+from detector.files import write_whole
+
+_STYLE = """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 72rem; padding: 1rem; color: #1f2328; background: #fff;
@@ -21,13 +24,9 @@ caption { text-align: left; white-space: normal; padding-bottom: .4rem; color: #
 th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid #d5d9de; }
 tr > :first-child { text-align: left; position: sticky; left: 0; background: #fff; }
 thead th { vertical-align: bottom; }
-.bar { display: block; height: .35rem; background: #e4e7eb; } .bar > span { display: block; height: 100%; }
-.recipes { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr)); gap: 1rem; }
 article { border: 1px solid #d5d9de; border-radius: .4rem; padding: .75rem; }
 svg { width: 100%; height: auto; display: block; } svg text { font: 11px system-ui, sans-serif; fill: #1f2328; }
-.examples { display: flex; flex-wrap: wrap; gap: .6rem; } figure { margin: 0; width: 100%; max-width: 24rem; }
-.triple { display: grid; grid-template-columns: repeat(3, 1fr); gap: 4px; }
-.triple img { width: 100%; aspect-ratio: 1; image-rendering: pixelated; }
+figure { margin: 0; }
 figcaption { font-size: .85rem; color: #4a5058; } details { margin-top: .5rem; }
 .wide img { width: 100%; max-width: 60rem; }
 @media (max-width: 40rem) { dl { grid-template-columns: 1fr; } dd { margin-bottom: .4rem; } }
@@ -35,22 +34,33 @@ figcaption { font-size: .85rem; color: #4a5058; } details { margin-top: .5rem; }
 """
 
 
-def html_page(title: str, body: Iterable[str]) -> str:
-    """A whole page of these pieces of HTML."""
-    return (
+def write_page(file: Path, title: str, body: Iterable[str], style: str = "") -> None:
+    """Write a page.
+
+    Args:
+        file: the HTML file to write.
+        title: in the browser's title bar.
+        body: HTML, in parts.
+        style: CSS beside that of every page.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    html = (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}{style}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(body)
         + "\n</main>\n</body>\n</html>\n"
     )
+    write_whole(file, html.encode())
 
 
-def facts_list(facts: Mapping[str, str]) -> str:
-    """Names and values, as a list."""
-    return f"<dl>{''.join(f'<dt>{escape(name)}</dt><dd>{escape(value)}</dd>' for name, value in facts.items())}</dl>"
+def fact_list(named: Mapping[str, str]) -> str:
+    """Names and values, one below the other, as HTML."""
+    return f"<dl>{''.join(f'<dt>{escape(name)}</dt><dd>{escape(value)}</dd>' for name, value in named.items())}</dl>"
 
 
 def data_uri(png: bytes) -> str:
-    """A picture as an address that holds it."""
+    """A PNG file as the address of an image in a page."""
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
