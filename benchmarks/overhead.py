@@ -21,8 +21,18 @@ from torch.fx.experimental.optimization import fuse
 
 from benchmarks.report import Row, print_rows, write_rows
 from detector.batches import to_tensor
-from detector.bundle import Bundle, DetectorInfo, GatesInfo, NetworkInfo, add_detector, add_network, begin_bundle
+from detector.bundle import (
+    Bundle,
+    DetectorInfo,
+    GatesInfo,
+    NetworkInfo,
+    add_detector,
+    add_network,
+    add_usual_paths,
+    begin_bundle,
+)
 from detector.images import ImageSpec, Pixels
+from detector.interpretation.usual_paths import UsualPathsBuilder
 from detector.network.decouple import decouple
 from detector.network.networks import build_network
 from detector.paths.encoder import encode
@@ -70,17 +80,34 @@ def main(
 
 def _fresh(name: str, folder: Path) -> tuple[Detector, torch.nn.Module]:
     """A detector with fresh weights, and its plain backbone."""
+    bundle = fresh_bundle(name, folder)
+    return Detector(bundle), bundle.backbone()
+
+
+def fresh_bundle(name: str, folder: Path, with_statistics: bool = False) -> Bundle:
+    """A bundle with fresh weights and a detector of nothing, for images of 32 x 32 RGB.
+
+    Args:
+        name: of the network.
+        folder: where it is written.
+        with_statistics: whether it holds statistics of paths, those of random images.
+    """
     spec, classes = ImageSpec(32, 32, 3), tuple("abcdefghij")
     backbone = build_network(name, 3, len(classes)).eval()
     network = decouple(backbone).eval()
     bundle = begin_bundle(folder, NetworkInfo(name, classes, spec, "none", "none"), backbone, {})
     bundle = add_network(bundle, folder, GatesInfo(0.7, True, "pathguard"), network, {})
-    rows = rows_of(encode(network, torch.rand(60, 3, 32, 32)))
+    evidence = encode(network, torch.rand(60, 3, 32, 32))
+    rows = rows_of(evidence)
     features = features_named("all", len(classes), network.layers).fit(rows)
     classifier = default_estimator().fit(features.transform(rows), np.arange(60) % 2)
     info = DetectorInfo("+".join(features.kinds), 0.05, ())
     bundle = add_detector(bundle, info, classifier, Calibration(np.arange(3000.0)), {}, features.arrays())
-    return Detector(Bundle(folder)), backbone
+    if with_statistics:
+        builder = UsualPathsBuilder(network.layers, len(classes))
+        builder.add(evidence.path, np.arange(60) % len(classes), np.arange(60))
+        bundle = add_usual_paths(bundle, builder.built(), {})
+    return Bundle(folder)
 
 
 def _ours(detector: Detector, pixels: Pixels) -> Callable[[], object]:

@@ -10,6 +10,7 @@ is loaded before every part has the SHA-256 that the manifest states, and nothin
     DIR/classifier-....skops          stage 3: scikit-learn pipeline on features of the path
     DIR/features-....safetensors      what the features learnt of clean paths; only where they learn anything
     DIR/calibration-....safetensors   scores of clean calibration images
+    DIR/statistics-....safetensors    of clean paths, kept with the network where `pathguard interpret` was run
 
 A part's file is named after its content, so that a stage that is made anew writes new files, and the manifest, swapped
 last, names either the old ones or the new ones. The digests find damage; they are no signature: who can write the
@@ -39,6 +40,7 @@ from torch import nn
 from detector.errors import ArtifactError, RequestError
 from detector.files import write_whole
 from detector.images import ImageSpec
+from detector.interpretation.usual_paths import UsualPaths
 from detector.network.decouple import GatedNet, decouple, decouple_named
 from detector.network.networks import build_network
 from detector.paths.features import PathFeatures, kinds_named, learns
@@ -49,10 +51,10 @@ from detector.scoring.thresholds import Calibration
 SCHEMA = 3
 MANIFEST = "manifest.json"
 BACKBONE, NETWORK, CLASSIFIER, CALIBRATION = "backbone", "network", "classifier", "calibration"
-LEARNT = "features"
+LEARNT, STATISTICS = "features", "statistics"
 SUFFIXES = {
     BACKBONE: ".safetensors", NETWORK: ".safetensors", CLASSIFIER: ".skops", LEARNT: ".safetensors",
-    CALIBRATION: ".safetensors",
+    CALIBRATION: ".safetensors", STATISTICS: ".safetensors",
 }  # fmt: skip
 
 
@@ -231,6 +233,26 @@ class Bundle:
         return Calibration(arrays["scores"], arrays.get("labels"))
 
     @property
+    def has_usual_paths(self) -> bool:
+        """Whether statistics of paths are there."""
+        return STATISTICS in self.manifest.parts
+
+    def usual_paths(self) -> UsualPaths:
+        """Statistics of the paths of clean images.
+
+        Raises:
+            ArtifactError: the bundle has none, or they are damaged.
+        """
+        if not self.has_usual_paths:
+            raise ArtifactError(
+                f"expected statistics of paths in {self.folder}, got none; run `pathguard interpret --bundle "
+                f"{self.folder}`"
+            )
+        return UsualPaths.from_bytes(
+            self._contents[STATISTICS], self.network().layers, len(self.manifest.network.classes)
+        )
+
+    @property
     def network_digest(self) -> str:
         """SHA-256 of the decoupled network's weights: what attacks and paths belong to.
 
@@ -366,6 +388,12 @@ def add_detector(
     if learnt:
         contents[LEARNT] = safetensors.numpy.save({name: np.ascontiguousarray(part) for name, part in learnt.items()})
     return _grow(bundle.folder, manifest, "detector", training, contents, bundle.trusted)
+
+
+def add_usual_paths(bundle: Bundle, usual: UsualPaths, made: Mapping[str, object]) -> Bundle:
+    """The bundle, in its own folder, with statistics of the paths of clean images; a detector in it stays."""
+    contents = {STATISTICS: usual.to_bytes()}
+    return _grow(bundle.folder, bundle.manifest, STATISTICS, made, contents, bundle.trusted)
 
 
 def recalibrate(
@@ -518,6 +546,8 @@ def _manifest_from(content: bytes, path: Path) -> tuple[Manifest, str]:
         wanted = {part for part, there in stages.items() if there}
         if detector and learns(kinds_named(detector["features"])):
             wanted.add(LEARNT)
+        if gates and STATISTICS in raw["parts"]:
+            wanted.add(STATISTICS)
         if set(raw["parts"]) != wanted or set(raw["sizes"]) != wanted:
             raise ArtifactError(f"expected the parts {sorted(wanted)} in {path}, got {sorted(raw['parts'])}")
         manifest = Manifest(

@@ -30,7 +30,7 @@ def draw_path_pair(
         heading: one line over the picture.
     """
     layers = paths.by_layer()
-    rows = {name: -(-bits.shape[1] // _CELLS_PER_ROW) for name, bits in layers.items()}
+    rows = {name: rows_of(bits.shape[1]) for name, bits in layers.items()}
     figure, axes = plt.subplots(
         1 + len(layers), 2, figsize=(11, 3.4 + 0.24 * sum(rows.values()) + 0.2 * len(layers)),
         height_ratios=[9, *(rows[name] + 0.6 for name in layers)], constrained_layout=True, squeeze=False,
@@ -41,9 +41,9 @@ def draw_path_pair(
         axis.axis("off")
     for row, (name, bits) in enumerate(layers.items(), start=1):
         before, after = bits
-        _draw_layer(axes[row][0], before.astype(int), rows[name])
+        draw_layer(axes[row][0], before.astype(int))
         changed = np.where(after & ~before, 2, np.where(before & ~after, 3, after.astype(int)))
-        _draw_layer(axes[row][1], changed, rows[name])
+        draw_layer(axes[row][1], changed)
         axes[row][0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
     flipped = int((paths.bits[0] != paths.bits[1]).sum())
     legend = ((OPEN, "open"), (CLOSED, "closed"), (OPENED, "opened by the attack"), (SHUT, "closed by the attack"))
@@ -57,8 +57,14 @@ def draw_path_pair(
     plt.close(figure)
 
 
-def _draw_layer(axis: Axes, states: "np.ndarray[tuple[int], np.dtype[np.int64]]", rows: int) -> None:
+def rows_of(filters: int) -> int:
+    """Rows of cells that a layer takes."""
+    return -(-filters // _CELLS_PER_ROW)
+
+
+def draw_layer(axis: Axes, states: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> None:
     """One cell per filter: 0 closed, 1 open, 2 opened, 3 shut."""
+    rows = rows_of(len(states))
     cells = np.full(rows * _CELLS_PER_ROW, np.nan)
     cells[: len(states)] = states
     axis.pcolormesh(

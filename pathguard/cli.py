@@ -9,7 +9,7 @@ from typer.exceptions import TyperException
 
 from pathguard import __version__
 from pathguard.client import ClientError
-from pathguard.commands import attacks, detector, hardening, network, server, serving
+from pathguard.commands import attacks, detector, hardening, interpretation, network, server, serving
 
 app = typer.Typer(
     name="pathguard",
@@ -77,6 +77,8 @@ for verb in (
     attacks.report,
     detector.fit,
     detector.evaluate,
+    interpretation.interpret,
+    interpretation.explain,
     server.serve,
     server.upgrade,
     serving.detect,

@@ -76,6 +76,15 @@ class MetricsConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UiConfig:
+    """The page for people, on a port of its own; who reaches it sees all that it shows, without a token."""
+
+    port: int | None = _setting(None, "Port of the page; 0 takes any free one; unset for none.", 0, 65535, kind=int)
+    host: str = _setting("127.0.0.1", "Address of the page.")
+    max_upload_bytes: int = _setting(8 * 1024 * 1024, "Largest image file that the page takes.", 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LogConfig:
     """What the server says on standard error."""
 
@@ -150,6 +159,7 @@ class ServiceConfig:
     tls: TlsConfig = TlsConfig()
     access: AccessConfig = AccessConfig()
     metrics: MetricsConfig = MetricsConfig()
+    ui: UiConfig = UiConfig()
     log: LogConfig = LogConfig()
     audit: AuditConfig = AuditConfig()
     drift: DriftConfig = DriftConfig()
@@ -170,6 +180,8 @@ class ServiceConfig:
             self._check_reach("host", self.host, "traffic is not encrypted")
         if self.metrics.port is not None:
             self._check_reach("metrics_host", self.metrics.host, "metrics are not encrypted")
+        if self.ui.port is not None:
+            self._check_reach("ui_host", self.ui.host, "the page is not encrypted")
 
     def _check_reach(self, name: str, host: str, why: str) -> None:
         if not host:

@@ -1,7 +1,10 @@
 """The only place that knows both the messages of `pathguard.v1` and what the server makes of them."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
+from detector.interpretation.explanation import Explanation
+from detector.interpretation.usual_paths import NearPath
 from protos.pathguard.v1 import detection_pb2 as pb
 from service.access.callers import Role
 from service.errors import InvalidRequestError, status_of
@@ -10,6 +13,8 @@ from service.pipeline import Reply
 from service.sources import FileSource, NoSource, RawSource, Source
 
 PATH_SCHEMA_VERSION = 1
+# Of one call: an explanation takes many times as long as an answer.
+MAX_EXPLAINED = 16
 
 
 def check_request(request: pb.DetectRequest, model: Model, max_images: int, role: Role) -> float:
@@ -17,7 +22,8 @@ def check_request(request: pb.DetectRequest, model: Model, max_images: int, role
 
     Raises:
         ForbiddenError: the role may not set the rate, or not see the path that is asked for.
-        InvalidRequestError: no image, too many, or a rate that the calibration cannot give.
+        InvalidRequestError: no image, too many, a rate that the calibration cannot give, or labels to be restored or
+            explained by a model that cannot.
     """
     if request.include_path:
         role.check_sees("path")
@@ -36,6 +42,15 @@ def check_request(request: pb.DetectRequest, model: Model, max_images: int, role
             violations["uncertain_rate"] = (
                 f"expected a rate from max_false_alarm_rate, {rate:g}, to below 1, got {request.uncertain_rate:g}"
             )
+    if request.correct and not model.restores:
+        violations["correct"] = f"expected a model with statistics of paths, got {model.name} without"
+    if request.explain:
+        for name in ("label", "score", "p_value", "verdict", "path"):
+            role.check_sees(name)
+        if not model.restores:
+            violations["explain"] = f"expected a model with statistics of paths, got {model.name} without"
+        elif len(request.images) > MAX_EXPLAINED:
+            violations["images"] = f"expected at most {MAX_EXPLAINED} images to explain, got {len(request.images)}"
     if violations:
         raise InvalidRequestError(violations)
     return rate
@@ -84,6 +99,7 @@ def response_of(
     """
     sees = role.sees
     label, probabilities, verdict = "label" in sees, "probabilities" in sees, "verdict" in sees
+    restored = label and verdict
     score, p_value, path = "score" in sees, "p_value" in sees, request.include_path and "path" in sees
     response = pb.DetectResponse(
         model=model.name,
@@ -108,6 +124,9 @@ def response_of(
             verdict=_verdict(answer, rate, uncertain) if verdict else pb.VERDICT_UNSPECIFIED,
             resized=reply.resized,
             path=answer.path if path else b"",
+            explanation=_explanation(reply.explanation) if reply.explanation is not None else None,
+            restored_label=answer.restored if restored else None,
+            restored_label_name=model.class_names[answer.restored] if restored and answer.restored is not None else "",
         )
     return response
 
@@ -116,6 +135,26 @@ def _verdict(answer: Answer, rate: float, uncertain: float) -> pb.Verdict.ValueT
     if answer.p_value <= rate:
         return pb.VERDICT_ADVERSARIAL
     return pb.VERDICT_UNCERTAIN if answer.p_value <= uncertain else pb.VERDICT_CLEAN
+
+
+def _explanation(why: Explanation) -> pb.Explanation:
+    return pb.Explanation(
+        base=why.base,
+        parts=[pb.ScorePart(name=name, value=value) for name, value in why.parts.items()],
+        method=why.method,
+        least_usual_filters=[pb.FilterState(**asdict(state)) for state in why.least_usual],
+        layers=[pb.LayerState(**asdict(layer)) for layer in why.layers],
+        resembles=why.named(why.resembles),
+        resembles_by_nats=why.resembles_by,
+        nearest=_near(why, why.nearest),
+        nearest_of_label=_near(why, why.nearest_of_label),
+        label_set_right=why.named(why.label_set_right),
+        restored=why.named(why.restored),
+    )
+
+
+def _near(why: Explanation, near: NearPath | None) -> pb.NearPath | None:
+    return None if near is None else pb.NearPath(image=near.image, label=why.named(near.label), distance=near.distance)
 
 
 def model_message(model: Model) -> pb.Model:
@@ -131,6 +170,7 @@ def model_message(model: Model) -> pb.Model:
         max_false_alarm_rate=model.max_false_alarm_rate,
         smallest_false_alarm_rate=smallest_false_alarm_rate(model),
         calibration_images=model.calibration_images,
+        restores=model.restores,
     )
 
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from detector.images import ImageSpec, Pixels
+from detector.interpretation.explanation import Explainer
 from detector.scoring.detections import Detections
 from service.errors import AnswerError, UnknownModelError
 
@@ -48,8 +50,27 @@ class Model(Protocol):
     def calibration_images(self) -> int:
         """Number of clean images that p-values are counted on, at least 1."""
 
+    @property
+    def restores(self) -> bool:
+        """Whether `restore` and `explainer` can be asked: there are statistics of paths."""
+
     def detect(self, pixels: Pixels) -> Detections:
         """`uint8` `(images, height, width, channels)` -> what the network and the detector say about them."""
+
+    def restore(self, pixels: Pixels, probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+        """The class that each image would have on a usual path, `(images,)`.
+
+        Args:
+            pixels: as for `detect`.
+            probabilities: what `detect` said of these images, `(images, classes)`.
+        """
+
+    def explainer(self) -> Explainer:
+        """What explains single images, on a network of its own, so that no call waits for it; for any thread.
+
+        Raises:
+            ArtifactError: there are no statistics of paths.
+        """
 
 
 class Models(Protocol):
@@ -103,6 +124,7 @@ class Answer:
         score: adversarial score, unbounded, larger is more suspicious.
         p_value: share of clean calibration images at least as suspicious, in (0, 1].
         path: open channels of all gates, eight a byte, first channel in the highest bit.
+        restored: class that it would have on a usual path; None where that was not asked for.
     """
 
     label: int
@@ -110,6 +132,7 @@ class Answer:
     score: float
     p_value: float
     path: bytes
+    restored: int | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -119,12 +142,14 @@ class Job:
     Attributes:
         model: whom to ask.
         pixels: `uint8` `(height, width, channels)`.
+        restore_at: largest p-value at which the label is restored; 0 for never.
         started: when it was run first, by `time.monotonic`; 0 before.
         ended: when it was run last, likewise.
     """
 
     model: Model
     pixels: Pixels
+    restore_at: float = 0.0
     started: float = 0.0
     ended: float = 0.0
 
@@ -142,10 +167,10 @@ def run_jobs(jobs: Sequence[Job]) -> list[Answer]:
         places.setdefault(id(job.model), []).append(place)
     try:
         if len(places) == 1:
-            return ask(jobs[0].model, [job.pixels for job in jobs])
+            return _ask_for(jobs)
         answers: dict[int, Answer] = {}
         for own in places.values():
-            answers.update(zip(own, ask(jobs[own[0]].model, [jobs[place].pixels for place in own]), strict=True))
+            answers.update(zip(own, _ask_for([jobs[place] for place in own]), strict=True))
         return [answers[place] for place in range(len(jobs))]
     finally:
         end = time.monotonic()
@@ -153,22 +178,40 @@ def run_jobs(jobs: Sequence[Job]) -> list[Answer]:
             job.ended = end
 
 
-def ask(model: Model, images: Sequence[Pixels]) -> list[Answer]:
+def _ask_for(jobs: Sequence[Job]) -> list[Answer]:
+    return ask(jobs[0].model, [job.pixels for job in jobs], [job.restore_at for job in jobs])
+
+
+def ask(model: Model, images: Sequence[Pixels], restore_at: Sequence[float] = ()) -> list[Answer]:
     """Runs `images`, each `(height, width, channels)`, through `model` together.
+
+    Args:
+        model: whom to ask.
+        images: at least one.
+        restore_at: for each image the largest p-value at which its label is restored; none for no image.
 
     Raises:
         AnswerError: a score or p-value is no number; without a check it would pass for a clean image.
     """
-    detections = model.detect(np.stack(images))
+    pixels = np.stack(images)
+    detections = model.detect(pixels)
     paths = detections.paths.packed()
+    restored: list[int | None] = [None] * len(images)
+    flagged = [place for place, at in enumerate(restore_at) if detections.p_values[place] <= at]
+    if flagged:
+        for place, label in zip(
+            flagged, model.restore(pixels[flagged], detections.probabilities[flagged]), strict=True
+        ):
+            restored[place] = int(label)
     answers = [
-        Answer(label, probabilities, score, p_value, path.tobytes())
-        for label, probabilities, score, p_value, path in zip(
+        Answer(label, probabilities, score, p_value, path.tobytes(), label_restored)
+        for label, probabilities, score, p_value, path, label_restored in zip(
             detections.labels.tolist(),
             detections.probabilities.tolist(),
             detections.scores.tolist(),
             detections.p_values.tolist(),
             paths,
+            restored,
             strict=True,
         )
     ]

@@ -5,10 +5,11 @@ import itertools
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from detector.errors import ImageError
 from detector.images import DecodedImage, ImageSpec
+from detector.interpretation.explanation import Explanation
 from service.access.callers import caller
 from service.access.quotas import Quotas
 from service.batching import MicroBatcher
@@ -36,10 +37,12 @@ class Reply:
     Attributes:
         answer: the model's answer.
         resized: whether the image came in another size than the model takes.
+        explanation: why; None where that was not asked for.
     """
 
     answer: Answer
     resized: bool
+    explanation: Explanation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +121,7 @@ class Pipeline:
         return None if seconds is None else self._loop.time() + seconds
 
     async def answers(
-        self, model: Model, rate: float, images: Sequence[Source], deadline: float | None = None
+        self, model: Model, rate: float, images: Sequence[Source], deadline: float | None = None, correct: bool = False
     ) -> Outcome:
         """What `model` says about `images`.
 
@@ -127,6 +130,7 @@ class Pipeline:
             rate: the false-alarm rate that the verdicts will be given at.
             images: at least one.
             deadline: as `deadline_in` gives it.
+            correct: whether the labels of images that are flagged at `rate` are restored.
 
         Raises:
             OverloadedError: the client sends too much, there is no room, or the deadline would pass before the images
@@ -139,7 +143,8 @@ class Pipeline:
         with self._batcher.admit(len(images), len(images) * spec.height * spec.width * spec.channels, deadline):
             decoded = await self._decode(images, spec)
             handed = time.monotonic()
-            jobs = [Job(model, image.pixels) for image in decoded if isinstance(image, DecodedImage)]
+            restore_at = rate if correct else 0.0
+            jobs = [Job(model, image.pixels, restore_at) for image in decoded if isinstance(image, DecodedImage)]
             answers = await self._batcher.submit(jobs, deadline) if jobs else []
             pixels = [job.pixels for job in jobs]
             await self._books.write(Answered(model, rate, pixels, answers, len(images) - len(jobs)))
@@ -151,6 +156,25 @@ class Pipeline:
             infer=max((job.ended for job in jobs), default=started) - started,
         )
         return Outcome(decoded, answers, timing)
+
+    async def explained(self, model: Model, rate: float, outcome: Outcome) -> list[Reply | BaseException]:
+        """The replies of an outcome with explanations; one image after another, in a thread beside the model's.
+
+        Args:
+            model: who answered.
+            rate: the false-alarm rate of the verdicts.
+            outcome: what it answered.
+
+        Raises:
+            ArtifactError: the model has no statistics of paths.
+        """
+        replies = outcome.replies()
+        explainer = await self._loop.run_in_executor(self._decoders, model.explainer)
+        for place, (image, reply) in enumerate(zip(outcome.decoded, replies, strict=True)):
+            if isinstance(image, DecodedImage) and isinstance(reply, Reply):
+                why = await self._loop.run_in_executor(self._decoders, explainer.explain, image.pixels, rate)
+                replies[place] = replace(reply, explanation=why)
+        return replies
 
     async def _decode(self, images: Sequence[Source], spec: ImageSpec) -> "list[DecodedImage | Exception]":
         files = [image.encoded_bytes for image in images if image.encoded_bytes]

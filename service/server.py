@@ -47,6 +47,7 @@ from service.records.telemetry import CallWrapper, Metrics, MetricsServer
 from service.servicer import DetectionServicer
 from service.statistics import Statistics
 from service.threads import in_thread
+from service.ui.page_server import PageServer
 
 _log = logging.getLogger(__name__)
 
@@ -144,6 +145,7 @@ class Server:
         self._interceptor = WrappingInterceptor(*self._wrappers())
         self._listener = Listener(self._made_server, self._tls, config.host, config.port, metrics.server_restarts.inc)
         self._metrics_server: MetricsServer | None = None
+        self._page_server: PageServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._watching: asyncio.Task[None] | None = None
         self._stalled = False
@@ -152,6 +154,11 @@ class Server:
     def metrics_port(self) -> int | None:
         """Port of the metrics once the server has started; None where there are none."""
         return None if self._metrics_server is None else self._metrics_server.port
+
+    @property
+    def page_port(self) -> int | None:
+        """Port of the page once the server has started; None where there is none."""
+        return None if self._page_server is None else self._page_server.port
 
     async def start(self) -> int:
         """Loads the models, listens, and answers UNAVAILABLE until `warm_up` is done.
@@ -168,6 +175,11 @@ class Server:
         if self._config.metrics.port is not None:
             self._metrics_server = MetricsServer(self._config.metrics, self._metrics.registry, self._health.healthy)
             _log.info("metrics on %s", address(self._config.metrics.host, self._metrics_server.port))
+        if self._config.ui.port is not None:
+            self._page_server = PageServer(
+                self._config.ui, self._config.max_pixels, lambda: self._registry.find(""), self._books.recent
+            )
+            _log.info("page on http://%s", address(self._config.ui.host, self._page_server.port))
         return await self._listener.start()
 
     async def warm_up(self) -> None:
@@ -221,8 +233,9 @@ class Server:
         self._health.close()
         await self._listener.stop(_LAST_WORDS_SECONDS)
         self._decoders.shutdown(wait=False, cancel_futures=True)
-        if self._metrics_server is not None:
-            self._metrics_server.close()
+        for beside in (self._metrics_server, self._page_server):
+            if beside is not None:
+                beside.close()
         with contextlib.suppress(TimeoutError):
             await in_thread(self._close_records, _FILES_SECONDS)
 

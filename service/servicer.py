@@ -73,11 +73,12 @@ class DetectionServicer(DetectionServiceServicer):
         rate = check_request(request, model, self._config.max_images_per_request, role)
         with self._statistics.call(model) as record:
             images = [source_of(image) for image in request.images]
-            outcome = await self._pipeline.answers(model, rate, images, deadline)
+            outcome = await self._pipeline.answers(model, rate, images, deadline, request.correct)
             if not model_may_fail:
                 outcome.raise_if_the_model_failed()
             record.answered(outcome.timing)
-            return response_of(request, outcome.replies(), model, rate, role)
+            replies = await self._pipeline.explained(model, rate, outcome) if request.explain else outcome.replies()
+            return response_of(request, replies, model, rate, role)
 
     async def _answered_when_there_is_room(self, message: pb.DetectStreamRequest) -> pb.DetectStreamResponse:
         """One message of a feed, which has no deadline of its own: it waits where a call would be refused."""

@@ -1,6 +1,7 @@
 """Fixed seeds and one torch thread in every test; small real images (scikit-learn's digits) for the chain."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,14 @@ import torch
 from hypothesis import HealthCheck, settings
 from sklearn.datasets import load_digits
 
-from detector.bundle import Bundle, GatesInfo, NetworkInfo, add_network, begin_bundle
+from detector.bundle import Bundle, DetectorInfo, GatesInfo, NetworkInfo, add_detector, add_network, begin_bundle
 from detector.datasets import ImageSet, Splits, cut
 from detector.images import ImageSpec
+from detector.interpretation.survey import make_usual_paths
 from detector.network.decouple import decouple
 from detector.network.networks import build_network
+from detector.paths.encoder import Evidence, encode_set
+from detector.scoring.fitting import fit_detector
 
 # How long an example takes says nothing on a busy machine.
 settings.register_profile("pathguard", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -54,6 +58,29 @@ def digits() -> Splits:
 def decoupled_bundle(tmp_path: Path, digits: Splits) -> Bundle:
     """A bundle with an untrained backbone and an untrained decoupled network for digits."""
     return untrained_bundle(digits)(tmp_path / "bundle")
+
+
+@pytest.fixture
+def fitted_bundle(decoupled_bundle: Bundle, digits: Splits) -> Bundle:
+    """The same with a linear detector of random pixels, calibrated on clean images."""
+    network, draws = decoupled_bundle.network(), np.random.default_rng(0)
+    noise = replace(
+        digits.fitting.subset(slice(0, 80)),
+        read=lambda ids: draws.integers(0, 256, (len(ids), 8, 8, 1)).astype(np.uint8),
+    )
+    clean, noisy = (Evidence.stacked(encode_set(network, images)) for images in (digits.fitting, noise))
+    assert clean is not None
+    assert noisy is not None
+    features = "bits+gates+margins"
+    made = fit_detector(features, clean, {"noise": noisy}, encode_set(network, digits.calibration))
+    info = DetectorInfo(features, 0.05, ("noise",))
+    return add_detector(decoupled_bundle, info, made.classifier.estimator_, made.calibration, {})
+
+
+@pytest.fixture
+def explained_bundle(fitted_bundle: Bundle, digits: Splits) -> Bundle:
+    """The same with statistics of paths."""
+    return make_usual_paths(fitted_bundle, digits)
 
 
 def untrained_bundle(digits: Splits) -> Callable[[Path], Bundle]:

@@ -71,6 +71,8 @@ class AsyncClient:
         max_false_alarm_rate: float | None = None,
         include_path: bool = False,
         uncertain_rate: float | None = None,
+        correct: bool = False,
+        explain: bool = False,
         timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> list[ImageResult]:
         """As `Client.detect`."""
@@ -80,9 +82,11 @@ class AsyncClient:
             max_false_alarm_rate=max_false_alarm_rate,
             include_path=include_path,
             uncertain_rate=uncertain_rate,
+            correct=correct,
+            explain=explain,
         )
         results: list[ImageResult] = []
-        for part in split(images, self._max_message_bytes):
+        for part in split(images, self._max_message_bytes, chosen.images_per_call):
             request = chosen.request(part.messages)
             answered = await self._call(self._stub.Detect, request, timeout_seconds) if part.messages else None
             results += part.results(answered)
@@ -97,6 +101,7 @@ class AsyncClient:
         max_false_alarm_rate: float | None = None,
         include_path: bool = False,
         uncertain_rate: float | None = None,
+        correct: bool = False,
         timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> AsyncIterator[tuple[int, ImageResult]]:
         """As `Client.detect_stream`; images are read on the event loop."""
@@ -107,6 +112,7 @@ class AsyncClient:
             max_false_alarm_rate=max_false_alarm_rate,
             include_path=include_path,
             uncertain_rate=uncertain_rate,
+            correct=correct,
         )
         feed = Feed(split(images, self._max_message_bytes, IMAGES_PER_MESSAGE), chosen)
         while not feed.done:

@@ -15,6 +15,7 @@ ImageInput = bytes | Path | npt.NDArray[np.uint8]
 """An image file's bytes, its path, or `uint8` pixels `(height, width, 1 or 3)`."""
 
 MAX_IMAGES_PER_CALL = 1024
+MAX_EXPLAINED_PER_CALL = 16
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
 # What an image costs in a message beside its pixels: tags, lengths, height, width, channels and its number in a feed.
@@ -80,6 +81,8 @@ class Options:
         include_path: whether results carry their calculation paths.
         uncertain_rate: images with a p-value above `max_false_alarm_rate` but not above this are called uncertain, in
             [max_false_alarm_rate, 1); None for none.
+        correct: whether the labels of images that are called adversarial are restored.
+        explain: whether results carry their explanations.
     """
 
     model: str = ""
@@ -87,6 +90,13 @@ class Options:
     max_false_alarm_rate: float | None = None
     include_path: bool = False
     uncertain_rate: float | None = None
+    correct: bool = False
+    explain: bool = False
+
+    @property
+    def images_per_call(self) -> int:
+        """Most images that a server takes in one call."""
+        return MAX_EXPLAINED_PER_CALL if self.explain else MAX_IMAGES_PER_CALL
 
     def request(self, messages: Sequence[pb.Image]) -> pb.DetectRequest:
         """The request for `messages`."""
@@ -97,6 +107,8 @@ class Options:
             max_false_alarm_rate=self.max_false_alarm_rate,
             include_path=self.include_path,
             uncertain_rate=self.uncertain_rate,
+            correct=self.correct,
+            explain=self.explain,
         )
 
 

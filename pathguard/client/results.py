@@ -4,6 +4,7 @@ import enum
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,9 @@ class ImageResult:
         p_value: share of clean calibration images at least as suspicious, in (0, 1]; None with an error.
         verdict: the decision at `max_false_alarm_rate`; UNSPECIFIED with an error.
         path: layer -> its open channels, `(channels,)`; None unless asked for.
+        restored_label: class that an adversarial image most likely shows, a guess; None unless asked for.
+        restored_name: name of that class; None likewise.
+        explanation: why, as JSON values under the names of `pathguard explain --json`; None unless asked for.
         resized: whether the server resized the image to the network's size.
         error: why there is no answer for this image, in one line; None if there is one.
         model_version: version of the network and classifier that answered; empty if the server never saw the image.
@@ -46,6 +50,9 @@ class ImageResult:
     p_value: float | None = None
     verdict: Verdict = Verdict.UNSPECIFIED
     path: Mapping[str, npt.NDArray[np.bool_]] | None = None
+    restored_label: int | None = None
+    restored_name: str | None = None
+    explanation: Mapping[str, Any] | None = None
     resized: bool = False
     error: str | None = None
     model_version: str = ""
@@ -70,6 +77,7 @@ class ModelInfo:
         max_false_alarm_rate: default rate, in (0, 1).
         smallest_false_alarm_rate: smallest rate that can be asked for.
         calibration_images: number of clean images that p-values are counted on.
+        restores: whether the labels of adversarial images can be restored.
     """
 
     name: str
@@ -84,6 +92,7 @@ class ModelInfo:
     max_false_alarm_rate: float
     smallest_false_alarm_rate: float
     calibration_images: int
+    restores: bool = False
 
 
 def results_of(response: pb.DetectResponse) -> Iterator[ImageResult]:
@@ -100,12 +109,34 @@ def results_of(response: pb.DetectResponse) -> Iterator[ImageResult]:
             p_value=result.p_value or None,
             verdict=Verdict(result.verdict),
             path=_path_of(result.path, layers) if layers and not failed else None,
+            restored_label=result.restored_label if result.HasField("restored_label") else None,
+            restored_name=result.restored_label_name or None,
+            explanation=_explanation_of(result.explanation) if result.HasField("explanation") else None,
             resized=result.resized,
             error=result.status.message if failed else None,
             model_version=response.model_version,
             threshold_version=response.threshold_version,
             max_false_alarm_rate=response.max_false_alarm_rate,
         )
+
+
+def _explanation_of(why: pb.Explanation) -> dict[str, Any]:
+    def fields(message: pb.FilterState | pb.LayerState | pb.NearPath) -> dict[str, Any]:
+        return {field.name: getattr(message, field.name) for field in message.DESCRIPTOR.fields}
+
+    return {
+        "base": why.base,
+        "parts": {part.name: part.value for part in why.parts},
+        "method": why.method,
+        "layers": [fields(layer) for layer in why.layers],
+        "least_usual_filters": [fields(state) for state in why.least_usual_filters],
+        "resembles": why.resembles,
+        "resembles_by_nats": why.resembles_by_nats,
+        "nearest_usual_path": fields(why.nearest) if why.HasField("nearest") else None,
+        "nearest_usual_path_of_label": fields(why.nearest_of_label) if why.HasField("nearest_of_label") else None,
+        "label_with_these_set_right": why.label_set_right,
+        "restored_label": why.restored,
+    }
 
 
 def _path_of(packed: bytes, layers: Mapping[str, int]) -> dict[str, npt.NDArray[np.bool_]]:
@@ -129,4 +160,5 @@ def model_info(model: pb.Model) -> ModelInfo:
         max_false_alarm_rate=model.max_false_alarm_rate,
         smallest_false_alarm_rate=model.smallest_false_alarm_rate,
         calibration_images=model.calibration_images,
+        restores=model.restores,
     )

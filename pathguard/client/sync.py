@@ -84,6 +84,8 @@ class Client:
         max_false_alarm_rate: float | None = None,
         include_path: bool = False,
         uncertain_rate: float | None = None,
+        correct: bool = False,
+        explain: bool = False,
         timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> list[ImageResult]:
         """One result for each image, in order; an image that cannot be read or answered carries its own error.
@@ -96,6 +98,8 @@ class Client:
             include_path: whether results carry their calculation paths.
             uncertain_rate: images with a p-value above `max_false_alarm_rate` but not above this are called uncertain;
                 None for none.
+            correct: whether the labels of images that are called adversarial are restored, where the model can do that.
+            explain: whether results carry their explanations, likewise; calls have at most 16 images then.
             timeout_seconds: longest time for each call, above 0.
 
         Raises:
@@ -107,9 +111,11 @@ class Client:
             max_false_alarm_rate=max_false_alarm_rate,
             include_path=include_path,
             uncertain_rate=uncertain_rate,
+            correct=correct,
+            explain=explain,
         )
         results: list[ImageResult] = []
-        for part in split(images, self._max_message_bytes):
+        for part in split(images, self._max_message_bytes, chosen.images_per_call):
             request = chosen.request(part.messages)
             answered = self._call(self._stub.Detect, request, timeout_seconds) if part.messages else None
             results += part.results(answered)
@@ -124,6 +130,7 @@ class Client:
         max_false_alarm_rate: float | None = None,
         include_path: bool = False,
         uncertain_rate: float | None = None,
+        correct: bool = False,
         timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> Iterator[tuple[int, ImageResult]]:
         """The position of each image and its result, as they are ready: for more images than one wants to wait for.
@@ -138,6 +145,7 @@ class Client:
             max_false_alarm_rate: see above.
             include_path: see above.
             uncertain_rate: see above.
+            correct: see above.
             timeout_seconds: longest time without any answer, above 0.
 
         Raises:
@@ -150,6 +158,7 @@ class Client:
             max_false_alarm_rate=max_false_alarm_rate,
             include_path=include_path,
             uncertain_rate=uncertain_rate,
+            correct=correct,
         )
         feed = Feed(split(images, self._max_message_bytes, IMAGES_PER_MESSAGE), chosen)
         while not feed.done:

@@ -3,6 +3,7 @@
 Steps that need torch import it when they run, so that the client's commands work where only the client is installed.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,8 +41,25 @@ AllowInsecure = Annotated[
 ]
 
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+
 def splits_of(data: str, data_dir: Path | None, image_size: int | None) -> "Splits":
     """The splits of a named data set or of a folder."""
     from detector.datasets import load_splits
 
     return load_splits(data, data_dir, image_size)
+
+
+def image_files(paths: list[Path]) -> Iterable[Path]:
+    """The files, and the images of each folder in the order of their names."""
+    for path in paths:
+        if path.is_dir():
+            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+            if not found:
+                raise typer.BadParameter(f"expected images ({', '.join(IMAGE_SUFFIXES)}) in {path}, got none")
+            yield from found
+        elif path.is_file():
+            yield path
+        else:
+            raise typer.BadParameter(f"expected an image file or a folder, got no {path}")

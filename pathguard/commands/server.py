@@ -27,11 +27,14 @@ _PANELS = {
     "tls": "Encryption",
     "access": "Callers",
     "metrics": "Metrics",
+    "ui": "Page",
     "log": "Log",
     "audit": "Audit log",
     "drift": "Drift",
     "query_watch": "Query watch",
 }
+
+UI_PORT = 8080
 
 
 def serve(
@@ -54,6 +57,9 @@ def serve(
         str | None,
         typer.Option(help=f"package.module:function whose code may run to build a network ({PREFIX}TRUST)."),
     ] = None,
+    ui: Annotated[
+        bool, typer.Option("--ui", help=f"Also serve a page for people, on port {UI_PORT} unless --ui-port says else.")
+    ] = False,
     **given: Any,
 ) -> None:
     """Serve bundles over gRPC until SIGTERM or Ctrl-C. Every setting is also a variable, told beside it.
@@ -63,7 +69,10 @@ def serve(
     """
     # As a container's first process, SIGTERM would do nothing until the server's event loop listens for it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    config = ServiceConfig.from_environ({**os.environ, **_variables_of(given)})
+    environ = {**os.environ, **_variables_of(given)}
+    if ui:
+        environ.setdefault(f"{PREFIX}UI_PORT", str(UI_PORT))
+    config = ServiceConfig.from_environ(environ)
     from service.errors import ConfigError
     from service.models.repository import BundleFolders
     from service.records.logs import set_up_logs

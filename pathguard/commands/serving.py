@@ -2,7 +2,7 @@
 
 import http.client
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,14 +10,13 @@ from typing import Annotated, Any
 import typer
 
 from pathguard.client import Access, Client, ClientError, ImageResult, Verdict, check_health
-from pathguard.commands.options import AllowInsecure, Ca, Certificate, Json, Key, Target, Tls, Token
+from pathguard.commands.options import AllowInsecure, Ca, Certificate, Json, Key, Target, Tls, Token, image_files
 from pathguard.load import Steady, measure_load
 from pathguard.progress import detect_bar
 from pathguard.tables import row_of, show
 
 # From here on files go over one stream, and a bar tells how far it is.
 MANY_FILES = 100
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 # Where a server listens on all addresses, it is asked on this one.
 _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - not bound to, but asked
 
@@ -30,6 +29,9 @@ def detect(
     uncertain_rate: Annotated[
         float | None, typer.Option(help="Call images uncertain that would be flagged at this larger rate only.")
     ] = None,
+    correct: Annotated[
+        bool, typer.Option("--correct", help="Also say what each adversarial image most likely shows (a guess).")
+    ] = False,
     stream: Annotated[
         bool | None,
         typer.Option("--stream/--no-stream", help=f"One stream, with a bar (default: beyond {MANY_FILES} files)."),
@@ -44,12 +46,13 @@ def detect(
     json_: Json = False,
 ) -> None:
     """Ask a running server for label and verdict; exit code 3 if an image is adversarial, 1 if one is bad."""
-    files = list(_image_files(images))
+    files = list(image_files(images))
     access = Access(tls=tls, ca=ca, certificate=certificate, key=key, token=token, allow_insecure=allow_insecure)
     asked: dict[str, Any] = {
         "model": model,
         "max_false_alarm_rate": max_false_alarm_rate,
         "uncertain_rate": uncertain_rate,
+        "correct": correct,
         "timeout_seconds": timeout_seconds,
     }
     with Client(target, access=access) as client:
@@ -57,7 +60,10 @@ def detect(
             results = _streamed(client.detect_stream(files, **asked), len(files))
         else:
             results = client.detect(files, **asked)
-    show(f"verdicts of {target}", [_verdict_row(*pair) for pair in zip(files, results, strict=True)], json_)
+    rows = [_verdict_row(*pair) for pair in zip(files, results, strict=True)]
+    if correct:
+        rows = [{**row, "restored": result.restored_name} for row, result in zip(rows, results, strict=True)]
+    show(f"verdicts of {target}", rows, json_)
     if any(result.error for result in results):
         raise typer.Exit(1)
     if any(result.verdict is Verdict.ADVERSARIAL for result in results):
@@ -123,7 +129,7 @@ def bench(
     """
     if concurrency is not None and rate is not None:
         raise typer.BadParameter("expected --concurrency or --rate, got both")
-    files = [file.read_bytes() for file in _image_files(images)]
+    files = [file.read_bytes() for file in image_files(images)]
     settings: dict[str, Any] = {
         "images_per_call": images_per_call,
         "calls": calls,
@@ -200,17 +206,3 @@ def _healthz(target: str, timeout_seconds: float) -> bool:
             return connection.getresponse().status == http.HTTPStatus.OK
     except (OSError, http.client.HTTPException):
         return False
-
-
-def _image_files(paths: list[Path]) -> Iterable[Path]:
-    """The files, and the images of each folder in the order of their names."""
-    for path in paths:
-        if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-            if not found:
-                raise typer.BadParameter(f"expected images ({', '.join(IMAGE_SUFFIXES)}) in {path}, got none")
-            yield from found
-        elif path.is_file():
-            yield path
-        else:
-            raise typer.BadParameter(f"expected an image file or a folder, got no {path}")

@@ -4,7 +4,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
+
 from detector.images import ImageSpec, Pixels
+from detector.interpretation.explanation import Explainer
 from detector.scoring.detections import Detections
 from service.errors import UnavailableError, UnknownModelError
 from service.model import Model
@@ -56,9 +60,22 @@ class ServedModel:
         """Number of clean images that p-values are counted on."""
         return self.model.calibration_images
 
+    @property
+    def restores(self) -> bool:
+        """Whether labels can be restored."""
+        return self.model.restores
+
     def detect(self, pixels: Pixels) -> Detections:
         """As the detector."""
         return self.model.detect(pixels)
+
+    def restore(self, pixels: Pixels, probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+        """As the detector."""
+        return self.model.restore(pixels, probabilities)
+
+    def explainer(self) -> Explainer:
+        """As the detector."""
+        return self.model.explainer()
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from service.records.drift import DriftCheck
 from service.records.logs import request_id
 from service.records.query_watch import QueryWatch
 from service.records.telemetry import Metrics
+from service.ui.recent import RecentVerdicts
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +51,11 @@ class Answered:
 
 
 class Books:
-    """Writes down what was answered. For the event loop's thread."""
+    """Writes down what was answered. For the event loop's thread.
+
+    Attributes:
+        recent: the last verdicts, for the page; empty where there is no page.
+    """
 
     def __init__(self, config: ServiceConfig, metrics: Metrics) -> None:
         """Opens the audit log, if there shall be one; needs a running event loop.
@@ -60,6 +65,8 @@ class Books:
         """
         self._metrics = metrics
         self._verdicts = _Verdicts(metrics)
+        self.recent = RecentVerdicts()
+        self._watched = config.ui.port is not None
         self._audit = (
             AuditLog(config.audit, lambda outcome: metrics.audited.labels(outcome).inc()) if config.audit.file else None
         )
@@ -80,6 +87,11 @@ class Books:
     async def write(self, answered: Answered) -> None:
         """Writes down one call; returns when the audit log has it, or could not have it. Never fails."""
         self._verdicts.count(answered)
+        if self._watched:
+            for answer in answered.answers:
+                if isinstance(answer, Answer):
+                    name = answered.model.class_names[answer.label]
+                    self.recent.add("call", name, answer.p_value, answer.p_value <= answered.rate)
         if self._watcher is not None:
             self._watcher.offer(answered, caller().name)
         if self._audit is not None:

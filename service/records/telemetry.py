@@ -7,14 +7,11 @@ are those that the server has, models those in service.
 import asyncio
 import itertools
 import logging
-import socket
 import threading
 from bisect import bisect_left
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from datetime import datetime
 from http import HTTPStatus
-from http.server import ThreadingHTTPServer
-from socketserver import TCPServer
 from time import perf_counter
 from typing import Any, Final
 
@@ -37,6 +34,7 @@ from service.access.callers import caller
 from service.batching import BatchRun
 from service.config import MetricsConfig
 from service.errors import AddressError, OverloadedError
+from service.http_server import HttpServer
 from service.interceptors import Context, Single, Stream, code_of
 from service.records.logs import REQUEST_ID_KEY, begin_request
 
@@ -277,7 +275,7 @@ class MetricsServer:
         host = config.host.strip("[]")
         handler = type("_Handler", (_MetricsHandler,), {"registry": registry, "healthy": staticmethod(healthy)})
         try:
-            self._server = _HttpServer((host, config.port or 0), handler)
+            self._server = HttpServer((host, config.port or 0), handler)
         except OSError as error:
             raise AddressError(f"expected an address for metrics, got {host}:{config.port}: {error.strerror}") from None
         self.port: int = self._server.server_address[1]
@@ -303,18 +301,3 @@ class _MetricsHandler(MetricsHandler):
         self.send_response(HTTPStatus.OK if healthy else HTTPStatus.SERVICE_UNAVAILABLE)
         self.end_headers()
         self.wfile.write(b"SERVING\n" if healthy else b"NOT_SERVING\n")
-
-
-class _HttpServer(ThreadingHTTPServer):
-    """Without the look-up of its own name, which takes seconds where there is no name server."""
-
-    daemon_threads = True
-    block_on_close = False
-
-    def __init__(self, address: tuple[str, int], handler: type) -> None:
-        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        super().__init__(address, handler)
-
-    def server_bind(self) -> None:
-        TCPServer.server_bind(self)
-        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])

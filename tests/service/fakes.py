@@ -6,7 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from detector.errors import ArtifactError
 from detector.images import ImageSpec, Pixels
+from detector.interpretation.explanation import Explainer
 from detector.paths.path_encoding import PathEncoding
 from detector.scoring.detections import Detections
 from protos.pathguard.v1 import detection_pb2 as pb
@@ -21,6 +23,8 @@ POISON = 255
 class FakeDetector:
     """Answers for the first pixel's red value `v`: label `v % 3`, score `v`, p-value `(v % 100 + 1) / 100`.
 
+    A restored label is the one after the label.
+
     The value `POISON` makes it raise `RuntimeError("secret ...")`. While `gate` is cleared, it waits.
     """
 
@@ -31,6 +35,7 @@ class FakeDetector:
     layers = LAYERS
     max_false_alarm_rate = 0.05
     calibration_images = CALIBRATION_IMAGES
+    restores = True
 
     def __init__(self, spec: ImageSpec = SPEC) -> None:
         self.spec = spec
@@ -65,6 +70,14 @@ class FakeDetector:
             p_values=(values % 100 + 1) / 100,
             paths=PathEncoding(bits_of(values), LAYERS),
         )
+
+    def restore(self, pixels: Pixels, probabilities: np.ndarray) -> np.ndarray:
+        """The class after the likeliest one."""
+        return np.asarray((probabilities.argmax(axis=1) + 1) % len(CLASSES), np.int64)
+
+    def explainer(self) -> Explainer:
+        """It has none."""
+        raise ArtifactError("expected statistics of paths, got none; run `pathguard interpret`")
 
 
 def bits_of(values: np.ndarray) -> np.ndarray:

@@ -64,6 +64,33 @@ async def test_paths_come_only_when_asked_for(served):
     assert [(layer.name, layer.channels) for layer in response.path_layout.layers] == [("stage1", 6), ("stage2", 5)]
 
 
+async def test_labels_of_adversarial_images_are_restored_when_asked_for(served):
+    request = request_for(7, 3)
+    plain = (await served.stub.Detect(request)).results
+    assert not any(result.HasField("restored_label") or result.restored_label_name for result in plain)
+    request.correct = True
+    clean, adversarial = (await served.stub.Detect(request)).results
+    assert not clean.HasField("restored_label")
+    assert (adversarial.label, adversarial.verdict) == (0, pb.VERDICT_ADVERSARIAL)
+    assert (adversarial.restored_label, adversarial.restored_label_name) == (1, "shoe")
+
+
+async def test_labels_are_restored_at_the_rate_of_the_call(served):
+    request = request_for(7)
+    request.correct, request.max_false_alarm_rate = True, 0.08
+    (result,) = (await served.stub.Detect(request)).results
+    assert (result.label, result.restored_label) == (1, 2)
+
+
+async def test_a_model_without_statistics_restores_nothing(served):
+    served.detector.restores = False
+    request = request_for(3)
+    request.correct = True
+    code, _, status = await refusal(served.stub.Detect(request))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert violations(status) == {"correct": "expected a model with statistics of paths, got fake without"}
+
+
 async def test_many_images_are_answered_in_order_in_batches_within_the_limit(served):
     values = [value % 200 for value in range(500)]
     response = await served.stub.Detect(request_for(*values))

@@ -25,45 +25,55 @@ _sym_db = _symbol_database.Default()
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#protos/pathguard/v1/detection.proto\x12\x0cpathguard.v1\x1a\x17google/rpc/status.proto\"Y\n\x05Image\x12\x11\n\x07\x65ncoded\x18\x01 \x01(\x0cH\x00\x12&\n\x03raw\x18\x02 \x01(\x0b\x32\x17.pathguard.v1.RawPixelsH\x00\x12\n\n\x02id\x18\x03 \x01(\tB\t\n\x07\x63ontent\"L\n\tRawPixels\x12\x0e\n\x06pixels\x18\x01 \x01(\x0c\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\x12\x10\n\x08\x63hannels\x18\x04 \x01(\r\"\xdc\x01\n\rDetectRequest\x12#\n\x06images\x18\x01 \x03(\x0b\x32\x13.pathguard.v1.Image\x12\r\n\x05model\x18\x02 \x01(\t\x12!\n\x14max_false_alarm_rate\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x0cinclude_path\x18\x04 \x01(\x08\x12\x15\n\rmodel_version\x18\x05 \x01(\t\x12\x1b\n\x0euncertain_rate\x18\x08 \x01(\x01H\x01\x88\x01\x01\x42\x17\n\x15_max_false_alarm_rateB\x11\n\x0f_uncertain_rate\"\xca\x01\n\x0e\x44\x65tectResponse\x12*\n\x07results\x18\x01 \x03(\x0b\x32\x19.pathguard.v1.ImageResult\x12\r\n\x05model\x18\x02 \x01(\t\x12\x15\n\rmodel_version\x18\x03 \x01(\t\x12\x19\n\x11threshold_version\x18\x04 \x01(\t\x12\x1c\n\x14max_false_alarm_rate\x18\x05 \x01(\x01\x12-\n\x0bpath_layout\x18\x06 \x01(\x0b\x32\x18.pathguard.v1.PathLayout\"\xed\x01\n\x0bImageResult\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12\r\n\x05label\x18\x02 \x01(\r\x12\x12\n\nlabel_name\x18\x03 \x01(\t\x12\x15\n\rprobabilities\x18\x04 \x03(\x02\x12\x12\n\x05score\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07p_value\x18\x06 \x01(\x01\x12&\n\x07verdict\x18\x07 \x01(\x0e\x32\x15.pathguard.v1.Verdict\x12\x0f\n\x07resized\x18\x08 \x01(\x08\x12\x0c\n\x04path\x18\t \x01(\x0c\x12\n\n\x02id\x18\n \x01(\tB\x08\n\x06_score\"C\n\x13\x44\x65tectStreamRequest\x12,\n\x07request\x18\x01 \x01(\x0b\x32\x1b.pathguard.v1.DetectRequest\"F\n\x14\x44\x65tectStreamResponse\x12.\n\x08response\x18\x01 \x01(\x0b\x32\x1c.pathguard.v1.DetectResponse\"M\n\nPathLayout\x12\x16\n\x0eschema_version\x18\x01 \x01(\r\x12\'\n\x06layers\x18\x02 \x03(\x0b\x32\x17.pathguard.v1.PathLayer\"+\n\tPathLayer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x63hannels\x18\x02 \x01(\r\"\x13\n\x11ListModelsRequest\"9\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.pathguard.v1.Model\"0\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"6\n\x10GetModelResponse\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.pathguard.v1.Model\"\x90\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x19\n\x11threshold_version\x18\x03 \x01(\t\x12&\n\x05input\x18\x04 \x01(\x0b\x32\x17.pathguard.v1.InputSpec\x12\x13\n\x0b\x63lass_names\x18\x05 \x03(\t\x12-\n\x0bpath_layout\x18\x06 \x01(\x0b\x32\x18.pathguard.v1.PathLayout\x12\x1c\n\x14max_false_alarm_rate\x18\x07 \x01(\x01\x12!\n\x19smallest_false_alarm_rate\x18\x08 \x01(\x01\x12\x1a\n\x12\x63\x61libration_images\x18\t \x01(\r\"L\n\tInputSpec\x12\x0e\n\x06height\x18\x01 \x01(\r\x12\r\n\x05width\x18\x02 \x01(\r\x12\x10\n\x08\x63hannels\x18\x03 \x01(\r\x12\x0e\n\x06resize\x18\x04 \x01(\x08*e\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x11\n\rVERDICT_CLEAN\x10\x01\x12\x17\n\x13VERDICT_ADVERSARIAL\x10\x02\x12\x15\n\x11VERDICT_UNCERTAIN\x10\x03\x32\xce\x02\n\x10\x44\x65tectionService\x12\x43\n\x06\x44\x65tect\x12\x1b.pathguard.v1.DetectRequest\x1a\x1c.pathguard.v1.DetectResponse\x12Y\n\x0c\x44\x65tectStream\x12!.pathguard.v1.DetectStreamRequest\x1a\".pathguard.v1.DetectStreamResponse(\x01\x30\x01\x12O\n\nListModels\x12\x1f.pathguard.v1.ListModelsRequest\x1a .pathguard.v1.ListModelsResponse\x12I\n\x08GetModel\x12\x1d.pathguard.v1.GetModelRequest\x1a\x1e.pathguard.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#protos/pathguard/v1/detection.proto\x12\x0cpathguard.v1\x1a\x17google/rpc/status.proto\"Y\n\x05Image\x12\x11\n\x07\x65ncoded\x18\x01 \x01(\x0cH\x00\x12&\n\x03raw\x18\x02 \x01(\x0b\x32\x17.pathguard.v1.RawPixelsH\x00\x12\n\n\x02id\x18\x03 \x01(\tB\t\n\x07\x63ontent\"L\n\tRawPixels\x12\x0e\n\x06pixels\x18\x01 \x01(\x0c\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\x12\x10\n\x08\x63hannels\x18\x04 \x01(\r\"\xfe\x01\n\rDetectRequest\x12#\n\x06images\x18\x01 \x03(\x0b\x32\x13.pathguard.v1.Image\x12\r\n\x05model\x18\x02 \x01(\t\x12!\n\x14max_false_alarm_rate\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x0cinclude_path\x18\x04 \x01(\x08\x12\x15\n\rmodel_version\x18\x05 \x01(\t\x12\x0f\n\x07\x63orrect\x18\x06 \x01(\x08\x12\x0f\n\x07\x65xplain\x18\x07 \x01(\x08\x12\x1b\n\x0euncertain_rate\x18\x08 \x01(\x01H\x01\x88\x01\x01\x42\x17\n\x15_max_false_alarm_rateB\x11\n\x0f_uncertain_rate\"\xca\x01\n\x0e\x44\x65tectResponse\x12*\n\x07results\x18\x01 \x03(\x0b\x32\x19.pathguard.v1.ImageResult\x12\r\n\x05model\x18\x02 \x01(\t\x12\x15\n\rmodel_version\x18\x03 \x01(\t\x12\x19\n\x11threshold_version\x18\x04 \x01(\t\x12\x1c\n\x14max_false_alarm_rate\x18\x05 \x01(\x01\x12-\n\x0bpath_layout\x18\x06 \x01(\x0b\x32\x18.pathguard.v1.PathLayout\"\xea\x02\n\x0bImageResult\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12\r\n\x05label\x18\x02 \x01(\r\x12\x12\n\nlabel_name\x18\x03 \x01(\t\x12\x15\n\rprobabilities\x18\x04 \x03(\x02\x12\x12\n\x05score\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07p_value\x18\x06 \x01(\x01\x12&\n\x07verdict\x18\x07 \x01(\x0e\x32\x15.pathguard.v1.Verdict\x12\x0f\n\x07resized\x18\x08 \x01(\x08\x12\x0c\n\x04path\x18\t \x01(\x0c\x12\n\n\x02id\x18\n \x01(\t\x12\x1b\n\x0erestored_label\x18\x0b \x01(\rH\x01\x88\x01\x01\x12\x1b\n\x13restored_label_name\x18\x0c \x01(\t\x12.\n\x0b\x65xplanation\x18\r \x01(\x0b\x32\x19.pathguard.v1.ExplanationB\x08\n\x06_scoreB\x11\n\x0f_restored_label\"\xe9\x02\n\x0b\x45xplanation\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\x01\x12&\n\x05parts\x18\x02 \x03(\x0b\x32\x17.pathguard.v1.ScorePart\x12\x0e\n\x06method\x18\x03 \x01(\t\x12\x36\n\x13least_usual_filters\x18\x04 \x03(\x0b\x32\x19.pathguard.v1.FilterState\x12(\n\x06layers\x18\x05 \x03(\x0b\x32\x18.pathguard.v1.LayerState\x12\x11\n\tresembles\x18\x06 \x01(\t\x12\x19\n\x11resembles_by_nats\x18\x07 \x01(\x01\x12\'\n\x07nearest\x18\x08 \x01(\x0b\x32\x16.pathguard.v1.NearPath\x12\x30\n\x10nearest_of_label\x18\t \x01(\x0b\x32\x16.pathguard.v1.NearPath\x12\x17\n\x0flabel_set_right\x18\n \x01(\t\x12\x10\n\x08restored\x18\x0b \x01(\t\"(\n\tScorePart\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\"p\n\x0b\x46ilterState\x12\r\n\x05layer\x18\x01 \x01(\t\x12\x0e\n\x06\x66ilter\x18\x02 \x01(\r\x12\x0c\n\x04open\x18\x03 \x01(\x08\x12\x14\n\x0cusually_open\x18\x04 \x01(\x01\x12\x10\n\x08surprise\x18\x05 \x01(\x01\x12\x0c\n\x04part\x18\x06 \x01(\x01\"\x83\x01\n\nLayerState\x12\r\n\x05layer\x18\x01 \x01(\t\x12\x0f\n\x07\x66ilters\x18\x02 \x01(\r\x12\x0c\n\x04open\x18\x03 \x01(\r\x12\x0f\n\x07unusual\x18\x04 \x01(\r\x12\x10\n\x08surprise\x18\x05 \x01(\x01\x12\x16\n\x0eusual_surprise\x18\x06 \x01(\x01\x12\x0c\n\x04part\x18\x07 \x01(\x01\":\n\x08NearPath\x12\r\n\x05image\x18\x01 \x01(\x04\x12\r\n\x05label\x18\x02 \x01(\t\x12\x10\n\x08\x64istance\x18\x03 \x01(\r\"C\n\x13\x44\x65tectStreamRequest\x12,\n\x07request\x18\x01 \x01(\x0b\x32\x1b.pathguard.v1.DetectRequest\"F\n\x14\x44\x65tectStreamResponse\x12.\n\x08response\x18\x01 \x01(\x0b\x32\x1c.pathguard.v1.DetectResponse\"M\n\nPathLayout\x12\x16\n\x0eschema_version\x18\x01 \x01(\r\x12\'\n\x06layers\x18\x02 \x03(\x0b\x32\x17.pathguard.v1.PathLayer\"+\n\tPathLayer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x63hannels\x18\x02 \x01(\r\"\x13\n\x11ListModelsRequest\"9\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.pathguard.v1.Model\"0\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"6\n\x10GetModelResponse\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.pathguard.v1.Model\"\xa2\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x19\n\x11threshold_version\x18\x03 \x01(\t\x12&\n\x05input\x18\x04 \x01(\x0b\x32\x17.pathguard.v1.InputSpec\x12\x13\n\x0b\x63lass_names\x18\x05 \x03(\t\x12-\n\x0bpath_layout\x18\x06 \x01(\x0b\x32\x18.pathguard.v1.PathLayout\x12\x1c\n\x14max_false_alarm_rate\x18\x07 \x01(\x01\x12!\n\x19smallest_false_alarm_rate\x18\x08 \x01(\x01\x12\x1a\n\x12\x63\x61libration_images\x18\t \x01(\r\x12\x10\n\x08restores\x18\n \x01(\x08\"L\n\tInputSpec\x12\x0e\n\x06height\x18\x01 \x01(\r\x12\r\n\x05width\x18\x02 \x01(\r\x12\x10\n\x08\x63hannels\x18\x03 \x01(\r\x12\x0e\n\x06resize\x18\x04 \x01(\x08*e\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x11\n\rVERDICT_CLEAN\x10\x01\x12\x17\n\x13VERDICT_ADVERSARIAL\x10\x02\x12\x15\n\x11VERDICT_UNCERTAIN\x10\x03\x32\xce\x02\n\x10\x44\x65tectionService\x12\x43\n\x06\x44\x65tect\x12\x1b.pathguard.v1.DetectRequest\x1a\x1c.pathguard.v1.DetectResponse\x12Y\n\x0c\x44\x65tectStream\x12!.pathguard.v1.DetectStreamRequest\x1a\".pathguard.v1.DetectStreamResponse(\x01\x30\x01\x12O\n\nListModels\x12\x1f.pathguard.v1.ListModelsRequest\x1a .pathguard.v1.ListModelsResponse\x12I\n\x08GetModel\x12\x1d.pathguard.v1.GetModelRequest\x1a\x1e.pathguard.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.pathguard.v1.detection_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_VERDICT']._serialized_start=1719
-  _globals['_VERDICT']._serialized_end=1820
+  _globals['_VERDICT']._serialized_start=2610
+  _globals['_VERDICT']._serialized_end=2711
   _globals['_IMAGE']._serialized_start=78
   _globals['_IMAGE']._serialized_end=167
   _globals['_RAWPIXELS']._serialized_start=169
   _globals['_RAWPIXELS']._serialized_end=245
   _globals['_DETECTREQUEST']._serialized_start=248
-  _globals['_DETECTREQUEST']._serialized_end=468
-  _globals['_DETECTRESPONSE']._serialized_start=471
-  _globals['_DETECTRESPONSE']._serialized_end=673
-  _globals['_IMAGERESULT']._serialized_start=676
-  _globals['_IMAGERESULT']._serialized_end=913
-  _globals['_DETECTSTREAMREQUEST']._serialized_start=915
-  _globals['_DETECTSTREAMREQUEST']._serialized_end=982
-  _globals['_DETECTSTREAMRESPONSE']._serialized_start=984
-  _globals['_DETECTSTREAMRESPONSE']._serialized_end=1054
-  _globals['_PATHLAYOUT']._serialized_start=1056
-  _globals['_PATHLAYOUT']._serialized_end=1133
-  _globals['_PATHLAYER']._serialized_start=1135
-  _globals['_PATHLAYER']._serialized_end=1178
-  _globals['_LISTMODELSREQUEST']._serialized_start=1180
-  _globals['_LISTMODELSREQUEST']._serialized_end=1199
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1201
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1258
-  _globals['_GETMODELREQUEST']._serialized_start=1260
-  _globals['_GETMODELREQUEST']._serialized_end=1308
-  _globals['_GETMODELRESPONSE']._serialized_start=1310
-  _globals['_GETMODELRESPONSE']._serialized_end=1364
-  _globals['_MODEL']._serialized_start=1367
-  _globals['_MODEL']._serialized_end=1639
-  _globals['_INPUTSPEC']._serialized_start=1641
-  _globals['_INPUTSPEC']._serialized_end=1717
-  _globals['_DETECTIONSERVICE']._serialized_start=1823
-  _globals['_DETECTIONSERVICE']._serialized_end=2157
+  _globals['_DETECTREQUEST']._serialized_end=502
+  _globals['_DETECTRESPONSE']._serialized_start=505
+  _globals['_DETECTRESPONSE']._serialized_end=707
+  _globals['_IMAGERESULT']._serialized_start=710
+  _globals['_IMAGERESULT']._serialized_end=1072
+  _globals['_EXPLANATION']._serialized_start=1075
+  _globals['_EXPLANATION']._serialized_end=1436
+  _globals['_SCOREPART']._serialized_start=1438
+  _globals['_SCOREPART']._serialized_end=1478
+  _globals['_FILTERSTATE']._serialized_start=1480
+  _globals['_FILTERSTATE']._serialized_end=1592
+  _globals['_LAYERSTATE']._serialized_start=1595
+  _globals['_LAYERSTATE']._serialized_end=1726
+  _globals['_NEARPATH']._serialized_start=1728
+  _globals['_NEARPATH']._serialized_end=1786
+  _globals['_DETECTSTREAMREQUEST']._serialized_start=1788
+  _globals['_DETECTSTREAMREQUEST']._serialized_end=1855
+  _globals['_DETECTSTREAMRESPONSE']._serialized_start=1857
+  _globals['_DETECTSTREAMRESPONSE']._serialized_end=1927
+  _globals['_PATHLAYOUT']._serialized_start=1929
+  _globals['_PATHLAYOUT']._serialized_end=2006
+  _globals['_PATHLAYER']._serialized_start=2008
+  _globals['_PATHLAYER']._serialized_end=2051
+  _globals['_LISTMODELSREQUEST']._serialized_start=2053
+  _globals['_LISTMODELSREQUEST']._serialized_end=2072
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2074
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2131
+  _globals['_GETMODELREQUEST']._serialized_start=2133
+  _globals['_GETMODELREQUEST']._serialized_end=2181
+  _globals['_GETMODELRESPONSE']._serialized_start=2183
+  _globals['_GETMODELRESPONSE']._serialized_end=2237
+  _globals['_MODEL']._serialized_start=2240
+  _globals['_MODEL']._serialized_end=2530
+  _globals['_INPUTSPEC']._serialized_start=2532
+  _globals['_INPUTSPEC']._serialized_end=2608
+  _globals['_DETECTIONSERVICE']._serialized_start=2714
+  _globals['_DETECTIONSERVICE']._serialized_end=3048
 # @@protoc_insertion_point(module_scope)

@@ -127,6 +127,8 @@ class DetectRequest(_message.Message):
     MAX_FALSE_ALARM_RATE_FIELD_NUMBER: _builtins.int
     INCLUDE_PATH_FIELD_NUMBER: _builtins.int
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    CORRECT_FIELD_NUMBER: _builtins.int
+    EXPLAIN_FIELD_NUMBER: _builtins.int
     UNCERTAIN_RATE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model; empty means the server's default."""
@@ -138,6 +140,10 @@ class DetectRequest(_message.Message):
     """Whether each result carries the calculation path."""
     model_version: _builtins.str
     """Model.model_version to ask; empty means the newest that this server has."""
+    correct: _builtins.bool
+    """Whether the label of each image that is called adversarial is restored. INVALID_ARGUMENT if Model.restores is false."""
+    explain: _builtins.bool
+    """Whether each result carries its explanation; at most 16 images then. INVALID_ARGUMENT if Model.restores is false."""
     uncertain_rate: _builtins.float
     """Images with a p_value above max_false_alarm_rate, but not above this, are called uncertain, in
     [max_false_alarm_rate, 1). Absent means that none are.
@@ -154,11 +160,13 @@ class DetectRequest(_message.Message):
         max_false_alarm_rate: _builtins.float | None = ...,
         include_path: _builtins.bool = ...,
         model_version: _builtins.str = ...,
+        correct: _builtins.bool = ...,
+        explain: _builtins.bool = ...,
         uncertain_rate: _builtins.float | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_false_alarm_rate", b"_max_false_alarm_rate", "_uncertain_rate", b"_uncertain_rate", "max_false_alarm_rate", b"max_false_alarm_rate", "uncertain_rate", b"uncertain_rate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_false_alarm_rate", b"_max_false_alarm_rate", "_uncertain_rate", b"_uncertain_rate", "images", b"images", "include_path", b"include_path", "max_false_alarm_rate", b"max_false_alarm_rate", "model", b"model", "model_version", b"model_version", "uncertain_rate", b"uncertain_rate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_false_alarm_rate", b"_max_false_alarm_rate", "_uncertain_rate", b"_uncertain_rate", "correct", b"correct", "explain", b"explain", "images", b"images", "include_path", b"include_path", "max_false_alarm_rate", b"max_false_alarm_rate", "model", b"model", "model_version", b"model_version", "uncertain_rate", b"uncertain_rate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_false_alarm_rate: _TypeAlias = _typing.Literal["max_false_alarm_rate"]  # noqa: Y015
     _WhichOneofArgType__max_false_alarm_rate: _TypeAlias = _typing.Literal["_max_false_alarm_rate", b"_max_false_alarm_rate"]  # noqa: Y015
@@ -233,6 +241,9 @@ class ImageResult(_message.Message):
     RESIZED_FIELD_NUMBER: _builtins.int
     PATH_FIELD_NUMBER: _builtins.int
     ID_FIELD_NUMBER: _builtins.int
+    RESTORED_LABEL_FIELD_NUMBER: _builtins.int
+    RESTORED_LABEL_NAME_FIELD_NUMBER: _builtins.int
+    EXPLANATION_FIELD_NUMBER: _builtins.int
     label: _builtins.int
     """Predicted class, from 0 to classes - 1."""
     label_name: _builtins.str
@@ -251,6 +262,13 @@ class ImageResult(_message.Message):
     """
     id: _builtins.str
     """Image.id, as it came."""
+    restored_label: _builtins.int
+    """Only if DetectRequest.correct was set and the verdict is VERDICT_ADVERSARIAL: the class that the image most likely
+    shows, found by forcing usual paths open, from 0 to classes - 1. A guess, and often equal to label; label and
+    verdict stay what they are.
+    """
+    restored_label_name: _builtins.str
+    """Name of that class; empty where there is none."""
     @_builtins.property
     def status(self) -> _status_pb2.Status:
         """Absent (code 0) when the image was answered; otherwise why not, and all other fields are empty."""
@@ -258,6 +276,10 @@ class ImageResult(_message.Message):
     @_builtins.property
     def probabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Softmax over the classes, each in [0, 1], in the order of Model.class_names."""
+
+    @_builtins.property
+    def explanation(self) -> Global___Explanation:
+        """Why the image got its label and verdict, if asked for."""
 
     def __init__(
         self,
@@ -272,16 +294,240 @@ class ImageResult(_message.Message):
         resized: _builtins.bool = ...,
         path: _builtins.bytes = ...,
         id: _builtins.str = ...,
+        restored_label: _builtins.int | None = ...,
+        restored_label_name: _builtins.str = ...,
+        explanation: Global___Explanation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "score", b"score", "status", b"status"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_restored_label", b"_restored_label", "_score", b"_score", "explanation", b"explanation", "restored_label", b"restored_label", "score", b"score", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "id", b"id", "label", b"label", "label_name", b"label_name", "p_value", b"p_value", "path", b"path", "probabilities", b"probabilities", "resized", b"resized", "score", b"score", "status", b"status", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_restored_label", b"_restored_label", "_score", b"_score", "explanation", b"explanation", "id", b"id", "label", b"label", "label_name", b"label_name", "p_value", b"p_value", "path", b"path", "probabilities", b"probabilities", "resized", b"resized", "restored_label", b"restored_label", "restored_label_name", b"restored_label_name", "score", b"score", "status", b"status", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__restored_label: _TypeAlias = _typing.Literal["restored_label"]  # noqa: Y015
+    _WhichOneofArgType__restored_label: _TypeAlias = _typing.Literal["_restored_label", b"_restored_label"]  # noqa: Y015
     _WhichOneofReturnType__score: _TypeAlias = _typing.Literal["score"]  # noqa: Y015
     _WhichOneofArgType__score: _TypeAlias = _typing.Literal["_score", b"_score"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__restored_label) -> _WhichOneofReturnType__restored_label | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__score) -> _WhichOneofReturnType__score | None: ...
 
 Global___ImageResult: _TypeAlias = ImageResult  # noqa: Y015
+
+@_typing.final
+class Explanation(_message.Message):
+    """Why an image got its label and verdict: the parts of its score, and where its path is unusual."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASE_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    LEAST_USUAL_FILTERS_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
+    RESEMBLES_FIELD_NUMBER: _builtins.int
+    RESEMBLES_BY_NATS_FIELD_NUMBER: _builtins.int
+    NEAREST_FIELD_NUMBER: _builtins.int
+    NEAREST_OF_LABEL_FIELD_NUMBER: _builtins.int
+    LABEL_SET_RIGHT_FIELD_NUMBER: _builtins.int
+    RESTORED_FIELD_NUMBER: _builtins.int
+    base: _builtins.float
+    """Score of an average image; base and the values of parts sum to ImageResult.score."""
+    method: _builtins.str
+    """How the parts were found, for a person."""
+    resembles: _builtins.str
+    """Name of the class whose paths the image's is most like."""
+    resembles_by_nats: _builtins.float
+    """Log-odds of that class over the predicted one, of independent filters, in nats; 0 if it is the predicted one."""
+    label_set_right: _builtins.str
+    """Name of the label with these filters set to their usual states for the predicted class."""
+    restored: _builtins.str
+    """Name of the class that the image would most likely have on a usual path, a guess."""
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScorePart]:
+        """What each gated layer, and each kind of columns that belong to no layer, adds to the score."""
+
+    @_builtins.property
+    def least_usual_filters(self) -> _containers.RepeatedCompositeFieldContainer[Global___FilterState]:
+        """Filters in states that fewer than half of the predicted class's images have, the least usual first; at most 10."""
+
+    @_builtins.property
+    def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___LayerState]:
+        """The gated layers, in network order."""
+
+    @_builtins.property
+    def nearest(self) -> Global___NearPath:
+        """The usual path that differs in the fewest filters."""
+
+    @_builtins.property
+    def nearest_of_label(self) -> Global___NearPath:
+        """Likewise among those of the predicted class; absent if there are none."""
+
+    def __init__(
+        self,
+        *,
+        base: _builtins.float = ...,
+        parts: _abc.Iterable[Global___ScorePart] | None = ...,
+        method: _builtins.str = ...,
+        least_usual_filters: _abc.Iterable[Global___FilterState] | None = ...,
+        layers: _abc.Iterable[Global___LayerState] | None = ...,
+        resembles: _builtins.str = ...,
+        resembles_by_nats: _builtins.float = ...,
+        nearest: Global___NearPath | None = ...,
+        nearest_of_label: Global___NearPath | None = ...,
+        label_set_right: _builtins.str = ...,
+        restored: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["nearest", b"nearest", "nearest_of_label", b"nearest_of_label"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "label_set_right", b"label_set_right", "layers", b"layers", "least_usual_filters", b"least_usual_filters", "method", b"method", "nearest", b"nearest", "nearest_of_label", b"nearest_of_label", "parts", b"parts", "resembles", b"resembles", "resembles_by_nats", b"resembles_by_nats", "restored", b"restored"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Explanation: _TypeAlias = Explanation  # noqa: Y015
+
+@_typing.final
+class ScorePart(_message.Message):
+    """A part of a score."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """A gated layer, or a kind of columns such as margins."""
+    value: _builtins.float
+    """What it adds, unbounded."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        value: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScorePart: _TypeAlias = ScorePart  # noqa: Y015
+
+@_typing.final
+class FilterState(_message.Message):
+    """One filter that is not as for most images of the predicted class."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYER_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    OPEN_FIELD_NUMBER: _builtins.int
+    USUALLY_OPEN_FIELD_NUMBER: _builtins.int
+    SURPRISE_FIELD_NUMBER: _builtins.int
+    PART_FIELD_NUMBER: _builtins.int
+    layer: _builtins.str
+    """Name of its layer."""
+    filter: _builtins.int
+    """Its place there, from 0."""
+    open: _builtins.bool
+    """Whether it is open."""
+    usually_open: _builtins.float
+    """Share of the predicted class's images for which it is open, in (0, 1)."""
+    surprise: _builtins.float
+    """-log of the share of those images with this state, in nats."""
+    part: _builtins.float
+    """What its own columns add to the score."""
+    def __init__(
+        self,
+        *,
+        layer: _builtins.str = ...,
+        filter: _builtins.int = ...,
+        open: _builtins.bool = ...,
+        usually_open: _builtins.float = ...,
+        surprise: _builtins.float = ...,
+        part: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "layer", b"layer", "open", b"open", "part", b"part", "surprise", b"surprise", "usually_open", b"usually_open"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FilterState: _TypeAlias = FilterState  # noqa: Y015
+
+@_typing.final
+class LayerState(_message.Message):
+    """One gated layer of one image."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYER_FIELD_NUMBER: _builtins.int
+    FILTERS_FIELD_NUMBER: _builtins.int
+    OPEN_FIELD_NUMBER: _builtins.int
+    UNUSUAL_FIELD_NUMBER: _builtins.int
+    SURPRISE_FIELD_NUMBER: _builtins.int
+    USUAL_SURPRISE_FIELD_NUMBER: _builtins.int
+    PART_FIELD_NUMBER: _builtins.int
+    layer: _builtins.str
+    """Name of the layer."""
+    filters: _builtins.int
+    """How many filters it has."""
+    open: _builtins.int
+    """How many of them are open."""
+    unusual: _builtins.int
+    """How many are in a state that fewer than 5 % of the predicted class's images have."""
+    surprise: _builtins.float
+    """Surprise of all its filters together, in nats."""
+    usual_surprise: _builtins.float
+    """The mean of that over images of the class, in nats."""
+    part: _builtins.float
+    """What its columns add to the score."""
+    def __init__(
+        self,
+        *,
+        layer: _builtins.str = ...,
+        filters: _builtins.int = ...,
+        open: _builtins.int = ...,
+        unusual: _builtins.int = ...,
+        surprise: _builtins.float = ...,
+        usual_surprise: _builtins.float = ...,
+        part: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filters", b"filters", "layer", b"layer", "open", b"open", "part", b"part", "surprise", b"surprise", "unusual", b"unusual", "usual_surprise", b"usual_surprise"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LayerState: _TypeAlias = LayerState  # noqa: Y015
+
+@_typing.final
+class NearPath(_message.Message):
+    """A usual path that was kept."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    DISTANCE_FIELD_NUMBER: _builtins.int
+    image: _builtins.int
+    """Index of its image among the training images of the data set."""
+    label: _builtins.str
+    """Name of its class."""
+    distance: _builtins.int
+    """Filters in another state than those of the image."""
+    def __init__(
+        self,
+        *,
+        image: _builtins.int = ...,
+        label: _builtins.str = ...,
+        distance: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["distance", b"distance", "image", b"image", "label", b"label"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NearPath: _TypeAlias = NearPath  # noqa: Y015
 
 @_typing.final
 class DetectStreamRequest(_message.Message):
@@ -491,6 +737,7 @@ class Model(_message.Message):
     MAX_FALSE_ALARM_RATE_FIELD_NUMBER: _builtins.int
     SMALLEST_FALSE_ALARM_RATE_FIELD_NUMBER: _builtins.int
     CALIBRATION_IMAGES_FIELD_NUMBER: _builtins.int
+    RESTORES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name to use in DetectRequest.model."""
     model_version: _builtins.str
@@ -503,6 +750,8 @@ class Model(_message.Message):
     """Smallest allowed max_false_alarm_rate: 1 / (calibration_images + 1)."""
     calibration_images: _builtins.int
     """Number of clean images that the p-values are counted on."""
+    restores: _builtins.bool
+    """Whether DetectRequest.correct can be asked for: the bundle holds statistics of paths (`pathguard interpret`)."""
     @_builtins.property
     def input(self) -> Global___InputSpec:
         """What the network takes in."""
@@ -527,10 +776,11 @@ class Model(_message.Message):
         max_false_alarm_rate: _builtins.float = ...,
         smallest_false_alarm_rate: _builtins.float = ...,
         calibration_images: _builtins.int = ...,
+        restores: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "path_layout", b"path_layout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calibration_images", b"calibration_images", "class_names", b"class_names", "input", b"input", "max_false_alarm_rate", b"max_false_alarm_rate", "model_version", b"model_version", "name", b"name", "path_layout", b"path_layout", "smallest_false_alarm_rate", b"smallest_false_alarm_rate", "threshold_version", b"threshold_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calibration_images", b"calibration_images", "class_names", b"class_names", "input", b"input", "max_false_alarm_rate", b"max_false_alarm_rate", "model_version", b"model_version", "name", b"name", "path_layout", b"path_layout", "restores", b"restores", "smallest_false_alarm_rate", b"smallest_false_alarm_rate", "threshold_version", b"threshold_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

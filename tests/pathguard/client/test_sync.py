@@ -68,6 +68,14 @@ def test_paths_come_by_layer_when_asked_for(client):
     np.testing.assert_array_equal(np.concatenate(list(result.path.values())), bits_of(np.array([37]))[0])
 
 
+def test_a_restored_label_comes_beside_the_label_of_an_adversarial_image(client):
+    clean, adversarial = client.detect([image_of(7), image_of(3)], correct=True)
+    assert (clean.restored_label, clean.restored_name) == (None, None)
+    assert (adversarial.label, adversarial.restored_label, adversarial.restored_name) == (0, 1, "shoe")
+    ((_, streamed),) = client.detect_stream([image_of(3)], correct=True)
+    assert streamed == adversarial
+
+
 def test_more_images_than_a_call_may_have_are_split_and_come_back_in_order(client):
     values = [value % 200 for value in range(2500)]
     assert [result.score for result in client.detect(image_of(value) for value in values)] == values
