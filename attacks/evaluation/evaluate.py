@@ -23,7 +23,7 @@ from detector.datasets import ImageSet, Splits
 from detector.errors import ArtifactError
 from detector.network.decouple import GatedNet
 from detector.paths.encoder import Floats
-from detector.paths.features import ALL, FEATURES
+from detector.paths.features import ALL, FEATURES, name_of
 from detector.scoring.compiled_score import compile_score
 from detector.scoring.fitting import CLASSIFIER
 from detector.stages import check_fits
@@ -125,7 +125,8 @@ def _served(bundle: Bundle, network: GatedNet, classes: int) -> Served:
         return features.side_by_side(rows[:, :classes], rows[:, classes:])
 
     score = behind(columns, compile_score(bundle.classifier()))
-    return Served(score, bundle.calibration(), info.recipes, f"{info.classifier or CLASSIFIER} on {info.features}")
+    name = f"{info.classifier or CLASSIFIER} on {name_of(features.kinds)}"
+    return Served(score, bundle.calibration(), info.recipes, name)
 
 
 def _sheet_of(matrix: Matrix) -> Sheet:

@@ -1,11 +1,12 @@
 """Pictures of an evaluation: ROC curves, the train x test heat map, what adaptive attacks leave."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from attacks.evaluation.adaptive import ANY, Withstood
 from attacks.evaluation.judgement import Curve, Matrix
@@ -44,10 +45,10 @@ def draw_curves(file: Path, title: str, curves: Sequence[Curve], norms: Mapping[
         axis.set_xscale("log")
         axis.set_xlim(_SMALLEST, 1)
         axis.set_ylim(0, 1.02)
-        axis.xaxis.set_major_formatter(PercentFormatter(1))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
         axis.yaxis.set_major_formatter(PercentFormatter(1, 0))
         axis.set_title(f"{curve.attack}  {100 * curve.auroc:.1f}", fontsize=9, loc="left")
-        axis.tick_params(labelsize=7)
+        axis.tick_params(labelsize=7, labelbottom=place + columns >= len(curves))  # the lowest of its column
         tidy(axis)
     figure.supxlabel("clean images flagged (dotted: 1 % and 5 %)", fontsize=9)
     figure.supylabel("attacked images flagged", fontsize=9)
@@ -100,7 +101,7 @@ def draw_withstood(file: Path, title: str, found: Sequence[Withstood]) -> None:
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
     axis = figure.subplots()
-    colours = iter(NORM_COLOURS.values())
+    colours = cycle(NORM_COLOURS.values())
     for name in dict.fromkeys(row.attack for row in found):
         rows = [row for row in found if row.attack == name]
         budgets = [row.budget for row in rows]
