@@ -65,6 +65,12 @@ def class_margins(class_logits: Tensor, _gate_logits: Tensor) -> Tensor:
     return ordered[:, :1] - ordered[:, 1:]
 
 
+def doubts(class_logits: Tensor, gate_logits: Tensor) -> Tensor:
+    """How near each other class is to the first, and the log-odds against the first, `(images, classes)`."""
+    behind = -class_margins(class_logits, gate_logits)
+    return torch.cat([behind.exp(), behind.logsumexp(dim=1, keepdim=True)], dim=1)
+
+
 def path_likelihoods(class_logits: Tensor, gate_logits: Tensor, arrays: Arrays, layers: Mapping[str, int]) -> Tensor:
     """How usual each layer's bits are for the predicted class, `(images, 2 (layers + 1))`."""
     bits = path_bits(class_logits, gate_logits)
@@ -108,6 +114,7 @@ TORCH_FEATURES: Mapping[str, Callable[[Tensor, Tensor, Arrays, Mapping[str, int]
     "bits": lambda logits, gates, *_: path_bits(logits, gates),
     "gates": lambda logits, gates, *_: gate_logits(logits, gates),
     "margins": lambda logits, gates, *_: class_margins(logits, gates),
+    "doubts": lambda logits, gates, *_: doubts(logits, gates),
     "path-likelihoods": path_likelihoods,
     "gate-likelihoods": gate_likelihoods,
 }

@@ -71,6 +71,17 @@ def _margins(class_logits: Floats, _gate_logits: Floats, _arrays: Arrays, _layer
     return np.ascontiguousarray(ordered[:, :1] - ordered[:, 1:])
 
 
+def _of_doubts(kind: str, classes: int, layers: Layers) -> list[Column]:
+    return [*_of_ranks(kind, classes, layers), Column(kind, None, None, "odds")]
+
+
+def _doubts(class_logits: Floats, gate_logits: Floats, arrays: Arrays, layers: Layers) -> Floats:
+    behind = -_margins(class_logits, gate_logits, arrays, layers)
+    # log((1 - p) / p) of the first class: exact also where its probability p rounds to 1
+    odds = np.logaddexp.reduce(behind, axis=1, keepdims=True)
+    return np.concatenate([np.exp(behind), odds], axis=1).astype(np.float32)
+
+
 FEATURES: Mapping[str, Kind] = {
     # 1 for an open and 0 for a closed filter
     "bits": Kind(_bits, _of_filters),
@@ -78,6 +89,9 @@ FEATURES: Mapping[str, Kind] = {
     "gates": Kind(_gates, _of_filters),
     # by how much the first class leads the second, third, ... in logits
     "margins": Kind(_margins, _of_ranks),
+    # how near each other class is to the first, in [0, 1], and the log-odds against the first: attacks that stop at the
+    # boundary are near 1, others go past it, so that a linear classifier needs both these and the margins
+    "doubts": Kind(_doubts, _of_doubts),
     # how usual the path bits, and the gate logits, are for the predicted class
     "path-likelihoods": Kind(path_likelihoods, _of_layers, learn_open_shares),
     "gate-likelihoods": Kind(gate_likelihoods, _of_layers, learn_gate_gaussians),

@@ -55,6 +55,17 @@ def test_margins_lead_from_the_first_class_in_order(network):
     assert (np.diff(margins, axis=1) >= 0).all()
 
 
+def test_doubts_are_one_at_the_boundary_and_order_images_as_the_largest_probability_does():
+    logits = np.array([[2, 2, 0], [9, 0, 0], [0, 1, 0]], np.float32)
+    rows = np.concatenate([logits, np.zeros((3, 4), np.float32)], axis=1)
+
+    seen = features_named("doubts", 3, {"a": 4}).fit_transform(rows)
+
+    np.testing.assert_allclose(seen[0], [1, np.exp(-2), np.log(1 + np.exp(-2))], rtol=1e-6)
+    probabilities = np.exp(logits).max(axis=1) / np.exp(logits).sum(axis=1)
+    np.testing.assert_allclose(seen[:, -1], np.log((1 - probabilities) / probabilities), rtol=1e-4)
+
+
 def test_all_features_are_the_others_side_by_side(network):
     evidence = encode(network, torch.rand(2, 1, 8, 8))
 
