@@ -22,12 +22,18 @@ RUN pip --python /opt/pathguard/bin/python install --no-cache-dir --disable-pip-
 # To pip an index that cannot be reached is only a warning, and it takes gigabytes of CUDA libraries instead.
 RUN case "${TORCH_INDEX}" in */cpu) pip --python /opt/pathguard/bin/python show torch | grep '^Version: .*+cpu$' ;; esac
 
+# For the engine that skips closed filters (detector/engines/kernel.c); the compiler stays behind in this stage.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
+
 COPY pathguard pathguard
 COPY service service
 COPY detector detector
 COPY protos protos
 RUN pip --python /opt/pathguard/bin/python install --no-cache-dir --disable-pip-version-check --no-deps . \
-    && /opt/pathguard/bin/python -I -c "import service.server, detector.scoring, pathguard.cli"
+    && /opt/pathguard/bin/python -I -c "import service.server, detector.scoring, pathguard.cli; \
+        from detector.engines.library import library; library()"
 
 
 FROM python:3.11-slim

@@ -5,7 +5,7 @@ PIP_ARGS ?=
 BUNDLE ?= out/demo/bundle
 BIN := .venv/bin
 
-.PHONY: install demo test check format protos interop serve image-test torture fuzz peers sbom audit clean
+.PHONY: install kernel demo test check format protos interop serve image-test torture fuzz peers sbom audit clean
 
 install: .venv/.installed
 
@@ -14,6 +14,10 @@ install: .venv/.installed
 	$(BIN)/pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e ".[dev]"
 	$(BIN)/pip install -q --disable-pip-version-check $(PIP_ARGS) --no-deps torchattacks==3.5.1
 	touch $@
+
+# What `make install` also does; after a change of detector/engines/*.c.
+kernel: install
+	$(BIN)/python -c "from setuptools import setup; setup()" -q build_ext --inplace
 
 demo: install
 	$(BIN)/python -m benchmarks.demo --out out/demo

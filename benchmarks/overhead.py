@@ -81,7 +81,7 @@ def main(
 def _fresh(name: str, folder: Path) -> tuple[Detector, torch.nn.Module]:
     """A detector with fresh weights, and its plain backbone."""
     bundle = fresh_bundle(name, folder)
-    return Detector(bundle), bundle.backbone()
+    return Detector(bundle, engine="masked"), bundle.backbone()
 
 
 def fresh_bundle(name: str, folder: Path, with_statistics: bool = False) -> Bundle:

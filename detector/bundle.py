@@ -51,10 +51,10 @@ from detector.scoring.thresholds import Calibration
 SCHEMA = 3
 MANIFEST = "manifest.json"
 BACKBONE, NETWORK, CLASSIFIER, CALIBRATION = "backbone", "network", "classifier", "calibration"
-LEARNT, STATISTICS = "features", "statistics"
+LEARNT, STATISTICS, COMPACTION = "features", "statistics", "compaction"
 SUFFIXES = {
     BACKBONE: ".safetensors", NETWORK: ".safetensors", CLASSIFIER: ".skops", LEARNT: ".safetensors",
-    CALIBRATION: ".safetensors", STATISTICS: ".safetensors",
+    CALIBRATION: ".safetensors", STATISTICS: ".safetensors", COMPACTION: ".safetensors",
 }  # fmt: skip
 
 
@@ -171,6 +171,7 @@ class Bundle:
             ArtifactError: its weights do not fit the network that the manifest names.
             RequestError: it is built by a user's own code, and that is not trusted or fails.
         """
+        self._check_backbone()
         return self._with_weights(self._fresh_backbone(), BACKBONE)
 
     def network(self) -> GatedNet:
@@ -268,7 +269,22 @@ class Bundle:
     @property
     def backbone_digest(self) -> str:
         """SHA-256 of the backbone's weights."""
+        self._check_backbone()
         return self.manifest.parts[BACKBONE]
+
+    def never_open(self) -> npt.NDArray[np.bool_] | None:
+        """The filters that a compacted bundle is served without, `(total channels,)`; None of another bundle.
+
+        Raises:
+            ArtifactError: they are not as many as the network has.
+        """
+        if COMPACTION not in self.manifest.parts:
+            return None
+        found = safetensors.numpy.load(self._contents[COMPACTION])["never_open"].astype(np.bool_)
+        filters = sum(self.network().layers.values())
+        if found.shape != (filters,):
+            raise ArtifactError(f"expected a mark for each of {filters} filters in {COMPACTION}, got {found.shape}")
+        return found
 
     @property
     def model_digest(self) -> str:
@@ -303,6 +319,12 @@ class Bundle:
         if self.manifest.detector is None:
             raise ArtifactError(f"expected a detector in {self.folder}, got a network without one; run `pathguard fit`")
         return self.manifest.detector
+
+    def _check_backbone(self) -> None:
+        if BACKBONE not in self.manifest.parts:
+            raise ArtifactError(
+                f"expected a bundle with its backbone in {self.folder}, got a compacted one, which is for serving only"
+            )
 
     def _fresh_backbone(self) -> nn.Module:
         info = self.manifest.network
@@ -394,6 +416,30 @@ def add_usual_paths(bundle: Bundle, usual: UsualPaths, made: Mapping[str, object
     """The bundle, in its own folder, with statistics of the paths of clean images; a detector in it stays."""
     contents = {STATISTICS: usual.to_bytes()}
     return _grow(bundle.folder, bundle.manifest, STATISTICS, made, contents, bundle.trusted)
+
+
+def add_compaction(
+    bundle: Bundle, folder: Path, never_open: npt.NDArray[np.bool_], training: Mapping[str, object]
+) -> Bundle:
+    """A bundle for serving alone: that of another folder without its backbone, and with the filters that never open.
+
+    Args:
+        bundle: with a detector.
+        folder: where; made if missing.
+        never_open: of each filter, `(total channels,)`.
+        training: on which images that was seen, JSON values.
+
+    Raises:
+        ArtifactError: the bundle has no detector yet, or cannot be written.
+        RequestError: the folder is the bundle's own.
+    """
+    bundle.detector_info()
+    if folder.resolve() == bundle.folder.resolve():
+        raise RequestError(f"expected another folder than {bundle.folder}, whose backbone would be lost, got the same")
+    parts = {part: digest for part, digest in bundle.manifest.parts.items() if part != BACKBONE}
+    contents = {part: bundle._contents[part] for part in parts}
+    contents[COMPACTION] = safetensors.numpy.save({"never_open": never_open.astype(np.uint8)})
+    return _grow(folder, replace(bundle.manifest, parts=parts), "compaction", training, contents, bundle.trusted)
 
 
 def recalibrate(
@@ -548,6 +594,8 @@ def _manifest_from(content: bytes, path: Path) -> tuple[Manifest, str]:
             wanted.add(LEARNT)
         if gates and STATISTICS in raw["parts"]:
             wanted.add(STATISTICS)
+        if detector and COMPACTION in raw["parts"]:
+            wanted = (wanted - {BACKBONE}) | {COMPACTION}
         if set(raw["parts"]) != wanted or set(raw["sizes"]) != wanted:
             raise ArtifactError(f"expected the parts {sorted(wanted)} in {path}, got {sorted(raw['parts'])}")
         manifest = Manifest(

@@ -6,6 +6,7 @@ DetectorError
 ├── DataError          a data set cannot be read                       (operator)
 ├── TrainingError      training cannot start, go on or be resumed      (operator)
 ├── ArtifactError      a saved bundle cannot be used                   (operator)
+├── EngineError        an engine cannot run a network, or not here     (operator)
 └── PathShapeError     path encoding and layer widths disagree         (us)
 """
 
@@ -32,6 +33,10 @@ class TrainingError(DetectorError):
 
 class ArtifactError(DetectorError):
     """A saved bundle is incomplete, altered, or from another version."""
+
+
+class EngineError(DetectorError):
+    """An engine is not installed, or does not know a part of the network; another one may."""
 
 
 class PathShapeError(DetectorError):

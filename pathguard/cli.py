@@ -9,7 +9,16 @@ from typer.exceptions import TyperException
 
 from pathguard import __version__
 from pathguard.client import ClientError
-from pathguard.commands import attacks, detector, hardening, interpretation, network, server, serving
+from pathguard.commands import (
+    attacks,
+    compaction,
+    detector,
+    hardening,
+    interpretation,
+    network,
+    server,
+    serving,
+)
 
 app = typer.Typer(
     name="pathguard",
@@ -79,6 +88,7 @@ for verb in (
     detector.evaluate,
     interpretation.interpret,
     interpretation.explain,
+    compaction.compact,
     server.serve,
     server.upgrade,
     serving.detect,

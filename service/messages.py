@@ -171,6 +171,7 @@ def model_message(model: Model) -> pb.Model:
         smallest_false_alarm_rate=smallest_false_alarm_rate(model),
         calibration_images=model.calibration_images,
         restores=model.restores,
+        engine=model.engine,
     )
 
 

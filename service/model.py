@@ -54,6 +54,14 @@ class Model(Protocol):
     def restores(self) -> bool:
         """Whether `restore` and `explainer` can be asked: there are statistics of paths."""
 
+    @property
+    def engine(self) -> str:
+        """What runs the network, for a person."""
+
+    @property
+    def answered_in_full(self) -> int:
+        """Images so far that opened a filter which a compacted bundle is served without."""
+
     def detect(self, pixels: Pixels) -> Detections:
         """`uint8` `(images, height, width, channels)` -> what the network and the detector say about them."""
 

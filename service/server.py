@@ -134,6 +134,7 @@ class Server:
             on_batch=self._count_batch,
         )
         metrics.queue_images.set_function(lambda: self._batcher.pending_items)
+        metrics.answered_in_full.set_function(lambda: sum(model.answered_in_full for model in self._registry.all()))
         self._decoders = ThreadPoolExecutor(config.decode_threads, thread_name_prefix="decode")
         self._lifecycle = Lifecycle()
         self._health = Health(_SERVICES, lambda serving: metrics.serving.set(serving))

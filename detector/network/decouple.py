@@ -141,8 +141,8 @@ def decouple(
         with graph.graph.inserting_after(output):
             both = graph.graph.call_module(f"gates.{index}", (convolution.args[0], output))
         with graph.graph.inserting_after(both):
-            reading = graph.graph.call_function(_second, (both,))
-            gated = graph.graph.call_function(_first, (both,))
+            reading = graph.graph.call_function(reading_of, (both,))
+            gated = graph.graph.call_function(output_of, (both,))
         output.replace_all_uses_with(gated)
         both.args = (convolution.args[0], output)  # the gate itself still reads what it gates
         readings.append(reading)
@@ -268,9 +268,11 @@ def _opens_what_is_closed(node: fx.Node, modules: Mapping[str, nn.Module]) -> bo
     return isinstance(_module_of(node, modules), _ACTIVATIONS_WITHOUT_ZERO_AT_ZERO)
 
 
-def _first(pair: tuple[Any, Any]) -> Any:
+def output_of(pair: tuple[Any, Any]) -> Any:
+    """What a gate lets through, of the pair that it returns; a function, so that torch.fx has a node for it."""
     return pair[0]
 
 
-def _second(pair: tuple[Any, Any]) -> Any:
+def reading_of(pair: tuple[Any, Any]) -> Any:
+    """What the gate said, likewise."""
     return pair[1]

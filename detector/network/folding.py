@@ -13,13 +13,19 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from detector.network.decouple import GatedNet
 
 
-def fold_normalisation(network: GatedNet) -> GatedNet:
+def fold_normalisation(network: GatedNet, share: bool = False) -> GatedNet:
     """A copy of `network`, which must be in evaluation mode, with every normalisation folded that can be.
 
     The copy is for inference only: it cannot be trained further. In a network that torch.fx cannot trace only the
     gates' own normalisations are folded.
+
+    Args:
+        network: the decoupled network.
+        share: leave weights that are not changed where they are, in the memory of both: to be read only.
     """
-    folded = copy.deepcopy(network)
+    # A copy of a module has the tensors that its memo says it has copied already.
+    kept = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())} if share else {}
+    folded: GatedNet = copy.deepcopy(network, kept)
     graph = folded.graph
     for gate in folded.gates():
         if isinstance(gate.normalise, nn.BatchNorm1d):

@@ -2,12 +2,15 @@
 
 scikit-learn checks and copies its input at every step of a pipeline, which for one row takes many times as long as the
 arithmetic. Standardisation and a linear model fold into one matrix product instead, a small network into one for each
-of its layers, and trees are walked side by side (`compiled_trees`); any other classifier is called as it is.
+of its layers, and trees are walked side by side (`compiled_trees`); any other classifier is called as it is. A linear
+model of bits, logits and margins may also be computed by the engine that computes them (`linear_score`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from sklearn.base import BaseEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
@@ -15,11 +18,40 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
 from detector.paths.encoder import Floats
+from detector.paths.features import FEATURES, PathFeatures
 from detector.scoring.classifier import FalseAlarmClassifier, log_odds
 from detector.scoring.compiled_trees import compile_trees
 from detector.scoring.thresholds import Scores
 
 Score = Callable[[Floats], Scores]
+Weights = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LinearScore:
+    """A score that is a weighted sum of features.
+
+    Attributes:
+        offset: the score where all columns are zero.
+        weights: kind of features (`detector.paths.features.FEATURES`) -> weight of each of its columns.
+        features: what gives the columns.
+    """
+
+    offset: float
+    weights: Mapping[str, Weights]
+    features: PathFeatures
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates for one image: of the sum, and of likelihoods for every class."""
+        widths = np.array(list(self.features.layers.values()))
+        of_classes = self.features.classes * int(widths.sum())
+        total = sum(len(weights) for weights in self.weights.values())
+        if "path-likelihoods" in self.weights:
+            total += of_classes
+        if "gate-likelihoods" in self.weights:
+            total += of_classes + int((widths**2).sum())  # each layer is whitened first
+        return total
 
 
 def compile_score(estimator: BaseEstimator) -> Score:
@@ -29,12 +61,10 @@ def compile_score(estimator: BaseEstimator) -> Score:
 
     Equal to scikit-learn's own answer up to the rounding of float64.
     """
-    inner = estimator.estimator_ if isinstance(estimator, FalseAlarmClassifier) else estimator
-    steps = [step for _, step in inner.steps] if isinstance(inner, Pipeline) else [inner]
+    steps = _steps_of(estimator)
     match steps:
         case [StandardScaler(with_mean=True, with_std=True) as scaler, LogisticRegression() as model]:
-            weights = model.coef_[0] / scaler.scale_
-            offset = float(model.intercept_[0] - weights @ scaler.mean_)
+            weights, offset = _folded_line(scaler, model)
             return lambda rows: np.asarray(rows, np.float64) @ weights + offset
         case [StandardScaler(with_mean=True, with_std=True) as scaler, MLPClassifier(activation="relu") as network]:
             return _folded_network(scaler, network)
@@ -45,6 +75,35 @@ def compile_score(estimator: BaseEstimator) -> Score:
             return estimator.score_samples
         case _:
             return lambda rows: np.asarray(estimator.decision_function(rows), np.float64)
+
+
+def linear_score(estimator: BaseEstimator, features: PathFeatures) -> LinearScore | None:
+    """The same as a weighted sum, for an engine that computes it with the path; None of another classifier.
+
+    Args:
+        estimator: a fitted binary classifier.
+        features: fitted; what it reads.
+    """
+    match _steps_of(estimator):
+        case [StandardScaler(with_mean=True, with_std=True) as scaler, LogisticRegression() as model]:
+            weights, offset = _folded_line(scaler, model)
+            kinds = features.kinds
+            widths = [len(FEATURES[kind].columns(kind, features.classes, features.layers)) for kind in kinds]
+            pieces = np.split(weights, np.cumsum(widths)[:-1])
+            of = {kind: np.ascontiguousarray(piece) for kind, piece in zip(kinds, pieces, strict=True)}
+            return LinearScore(offset, of, features)
+        case _:
+            return None
+
+
+def _steps_of(estimator: BaseEstimator) -> list[BaseEstimator]:
+    inner = estimator.estimator_ if isinstance(estimator, FalseAlarmClassifier) else estimator
+    return [step for _, step in inner.steps] if isinstance(inner, Pipeline) else [inner]
+
+
+def _folded_line(scaler: StandardScaler, model: LogisticRegression) -> tuple[Weights, float]:
+    weights = model.coef_[0] / scaler.scale_
+    return weights, float(model.intercept_[0] - weights @ scaler.mean_)
 
 
 def _folded_network(scaler: StandardScaler, network: MLPClassifier) -> Score:

@@ -1,55 +1,81 @@
 """Images in, verdicts out: all that serving sees of the detector."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
 
 from detector.batches import best_device, to_tensor
 from detector.bundle import Bundle
-from detector.errors import ArtifactError, ImageError
+from detector.engines.choice import FASTEST, Choice, choose_engine
+from detector.engines.engine import Answers
+from detector.engines.kernel_score import KernelScore
+from detector.errors import ArtifactError, EngineError, ImageError
 from detector.images import ImageSpec, Pixels
 from detector.interpretation.correction import Corrector
 from detector.interpretation.explanation import Explainer
 from detector.network.folding import fold_normalisation
-from detector.paths.encoder import Floats, encode
-from detector.scoring.compiled_score import compile_score
+from detector.paths.encoder import Evidence, Floats
+from detector.scoring.compiled_score import compile_score, linear_score
 from detector.scoring.detections import Detections
+from detector.scoring.thresholds import Calibration, Scores
 
 
 class Detector:
     """A bundle, loaded: labels, scores and paths of images in one forward pass."""
 
-    def __init__(self, bundle: Bundle, name: str | None = None) -> None:
+    def __init__(self, bundle: Bundle, name: str | None = None, engine: str = FASTEST) -> None:
         """Load a verified bundle.
 
         Args:
             bundle: with a decoupled network and a detector.
             name: what callers know it by; None for the name of its folder.
+            engine: what runs it, of `detector.engines.choice.ENGINES`; the fastest is found by measuring.
 
         Raises:
             ArtifactError: the bundle lacks a stage, or a part cannot be used.
+            EngineError: the engine asked for is not installed, or cannot run this network.
+            RequestError: there is no such engine.
         """
         self._bundle = bundle
         self._explainer: Explainer | None = None
         self._explaining = threading.Lock()
-        self._network = fold_normalisation(bundle.network())
-        self._score = compile_score(bundle.classifier())
+        network, classifier = bundle.network(), bundle.classifier()
+        self._score = compile_score(classifier)
         self._calibration = bundle.calibration()
         info = bundle.detector_info()
-        self._features = bundle.features(self._network.layers)
+        self._features = bundle.features(network.layers)
         self._device = best_device()
-        self._network.to(self._device)
-        self._corrector = Corrector(self._network, bundle.usual_paths()) if bundle.has_usual_paths else None
+        self._corrector: Corrector | None = None
+        if bundle.has_usual_paths:
+            correcting = fold_normalisation(bundle.network()).to(self._device)
+            self._corrector = Corrector(correcting, bundle.usual_paths())
         self.name = name or bundle.folder.resolve().name
         self.model_version = bundle.model_digest[:12]
         self.threshold_version = bundle.threshold_digest[:12]
         self.spec: ImageSpec = bundle.manifest.network.spec
         self.class_names = bundle.manifest.network.classes
-        self.layers: Mapping[str, int] = self._network.layers
+        self.layers: Mapping[str, int] = network.layers
         self.max_false_alarm_rate = info.max_false_alarm_rate
         self.calibration_images = len(self._calibration)
+        linear = linear_score(classifier, self._features)
+        self._kernel_score: KernelScore | None = None
+        if linear is not None:
+            with suppress(EngineError):  # NumPy does it too
+                self._kernel_score = KernelScore(linear)
+        self.choice: Choice = choose_engine(network, self.spec, linear, best_device(), engine, bundle.never_open())
+
+    @property
+    def engine(self) -> str:
+        """What runs it, by name."""
+        return self.choice.name
+
+    @property
+    def answered_in_full(self) -> int:
+        """As `Choice.answered_in_full`."""
+        return self.choice.answered_in_full
 
     @property
     def restores(self) -> bool:
@@ -92,14 +118,30 @@ class Detector:
         expected = (self.spec.height, self.spec.width, self.spec.channels)
         if pixels.ndim != 4 or pixels.shape[1:] != expected or pixels.dtype != np.uint8:
             raise ImageError(f"expected uint8 pixels of shape (images, {expected}), got {pixels.dtype} {pixels.shape}")
-        evidence = encode(self._network, to_tensor(pixels, self._device))
-        scores = self._score(self._features.of(evidence))
-        labels = evidence.class_logits.argmax(axis=1)
-        shifted = np.exp(evidence.class_logits - evidence.class_logits.max(axis=1, keepdims=True))
-        return Detections(
-            labels=labels,
-            probabilities=shifted / shifted.sum(axis=1, keepdims=True),
-            scores=scores,
-            p_values=self._calibration.p_values(scores, labels),
-            paths=evidence.path,
-        )
+        return detections_of(self.choice.answer(pixels), self._score_of, self._calibration)
+
+    def _score_of(self, evidence: Evidence) -> Scores:
+        if self._kernel_score is not None:
+            return self._kernel_score(evidence)
+        return self._score(self._features.of(evidence))
+
+
+def detections_of(answers: Answers, score: Callable[[Evidence], Scores], calibration: Calibration) -> Detections:
+    """What an engine's answers mean.
+
+    Args:
+        answers: of an engine.
+        score: for an engine that gave no scores.
+        calibration: scores of clean images.
+    """
+    evidence = answers.evidence
+    scores = score(evidence) if answers.scores is None else answers.scores
+    labels = evidence.class_logits.argmax(axis=1)
+    shifted = np.exp(evidence.class_logits - evidence.class_logits.max(axis=1, keepdims=True))
+    return Detections(
+        labels=labels,
+        probabilities=shifted / shifted.sum(axis=1, keepdims=True),
+        scores=scores,
+        p_values=calibration.p_values(scores, labels),
+        paths=evidence.path,
+    )

@@ -78,6 +78,7 @@ class ModelInfo:
         smallest_false_alarm_rate: smallest rate that can be asked for.
         calibration_images: number of clean images that p-values are counted on.
         restores: whether the labels of adversarial images can be restored.
+        engine: what runs the network; empty from a server that does not tell.
     """
 
     name: str
@@ -92,6 +93,7 @@ class ModelInfo:
     max_false_alarm_rate: float
     smallest_false_alarm_rate: float
     calibration_images: int
+    engine: str
     restores: bool = False
 
 
@@ -161,4 +163,5 @@ def model_info(model: pb.Model) -> ModelInfo:
         smallest_false_alarm_rate=model.smallest_false_alarm_rate,
         calibration_images=model.calibration_images,
         restores=model.restores,
+        engine=model.engine,
     )

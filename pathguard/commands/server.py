@@ -1,6 +1,7 @@
 """`pathguard serve`, whose flags are the server's settings, and `pathguard upgrade`."""
 
 import inspect
+import logging
 import os
 import signal
 import sys
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 # The bundle that ships with the project lies beside the packages, in a clone; an installed wheel has none.
 SHIPPED = Path(__file__).resolve().parents[2] / "models" / "cifar10-resnet20"
+
+_log = logging.getLogger(__name__)
 
 _PANELS = {
     "": "Server",
@@ -60,6 +63,13 @@ def serve(
     ui: Annotated[
         bool, typer.Option("--ui", help=f"Also serve a page for people, on port {UI_PORT} unless --ui-port says else.")
     ] = False,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help=f"What runs the networks: kernel, onnx, sliced or masked (default: the fastest, measured when a "
+            f"bundle is loaded; {PREFIX}ENGINE)."
+        ),
+    ] = None,
     **given: Any,
 ) -> None:
     """Serve bundles over gRPC until SIGTERM or Ctrl-C. Every setting is also a variable, told beside it.
@@ -93,7 +103,7 @@ def serve(
         names = ", ".join(model.name for model in repository.scan())
         print(f"serving {names} on {config.host}:{port}", flush=True)
 
-    load = partial(_load, trust or os.environ.get(f"{PREFIX}TRUST"))
+    load = partial(_load, trust or os.environ.get(f"{PREFIX}TRUST"), engine or os.environ.get(f"{PREFIX}ENGINE", ""))
     run(ModelSource(repository, load), config, on_ready=ready)
 
 
@@ -111,11 +121,15 @@ def upgrade(
     show("bundles", rows, json_)
 
 
-def _load(trusted: str | None, found: "FoundVersion", name: str) -> "Model":
+def _load(trusted: str | None, engine: str, found: "FoundVersion", name: str) -> "Model":
     from detector.bundle import Bundle
+    from detector.engines.choice import FASTEST
     from detector.scoring.detector import Detector
 
-    return Detector(Bundle(found.folder, trusted), name)
+    detector = Detector(Bundle(found.folder, trusted), name, engine or FASTEST)
+    for line in detector.choice.report():
+        _log.info("model %s: %s", name, line)
+    return detector
 
 
 def _set_threads(threads: int | None) -> None:

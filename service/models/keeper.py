@@ -172,7 +172,9 @@ class Keeper:
             return None
         self._refused.pop((name, found.version), None)
         self._metrics.loads.labels(name, "taken").inc()
-        _log.info("model %s in %s is in service, digest %s", shown, found.folder, model.model_version)
+        _log.info(
+            "model %s in %s is in service, digest %s, engine %s", shown, found.folder, model.model_version, model.engine
+        )
         return _Kept(found.mark, served(model, name, found.version or None))
 
     def _rests(self, name: str, found: FoundVersion) -> bool:

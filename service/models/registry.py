@@ -65,6 +65,16 @@ class ServedModel:
         """Whether labels can be restored."""
         return self.model.restores
 
+    @property
+    def engine(self) -> str:
+        """What runs the network, for a person."""
+        return self.model.engine
+
+    @property
+    def answered_in_full(self) -> int:
+        """Images so far that opened a filter which a compacted bundle is served without."""
+        return self.model.answered_in_full
+
     def detect(self, pixels: Pixels) -> Detections:
         """As the detector."""
         return self.model.detect(pixels)

@@ -72,6 +72,10 @@ class Metrics:
         self.serving = gauge("pathguard_serving", "1 while health says SERVING")
         self.server_restarts = counter("pathguard_server_restarts", "Times that gRPC ended its server by itself")
         self.queue_images = gauge("pathguard_queue_images", "Images taken in and not yet answered")
+        self.answered_in_full = gauge(
+            "pathguard_answered_in_full_images",
+            "Images that opened a filter which their compacted bundle is served without; rightly answered, but slower",
+        )
         self.verdicts = counter("pathguard_verdicts", "Images by verdict", ["model", "model_version", "verdict"])
         self.scores = Spread("pathguard_score", "Adversarial scores", _SCORES, self.registry)
         self.p_values = Spread("pathguard_p_value", "P-values; even where images are clean", _RATES, self.registry)

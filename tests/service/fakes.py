@@ -36,6 +36,8 @@ class FakeDetector:
     max_false_alarm_rate = 0.05
     calibration_images = CALIBRATION_IMAGES
     restores = True
+    engine = "fake"
+    answered_in_full = 0
 
     def __init__(self, spec: ImageSpec = SPEC) -> None:
         self.spec = spec

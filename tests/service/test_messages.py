@@ -139,6 +139,7 @@ def test_a_path_comes_back_bit_by_bit(bits):
 def test_a_model_tells_what_callers_need():
     message = model_message(MODEL)
     assert (message.name, message.calibration_images, message.smallest_false_alarm_rate) == ("fake", 99, 0.01)
+    assert message.engine == "fake"
     assert (message.input.height, message.input.channels, message.input.resize) == (4, 3, False)
     assert list(message.class_names) == ["shirt", "shoe", "bag"]
     assert image_of(1).shape == (message.input.height, message.input.width, message.input.channels)

@@ -738,6 +738,7 @@ class Model(_message.Message):
     SMALLEST_FALSE_ALARM_RATE_FIELD_NUMBER: _builtins.int
     CALIBRATION_IMAGES_FIELD_NUMBER: _builtins.int
     RESTORES_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name to use in DetectRequest.model."""
     model_version: _builtins.str
@@ -752,6 +753,10 @@ class Model(_message.Message):
     """Number of clean images that the p-values are counted on."""
     restores: _builtins.bool
     """Whether DetectRequest.correct can be asked for: the bundle holds statistics of paths (`pathguard interpret`)."""
+    engine: _builtins.str
+    """What runs the network on this server, for example "kernel", or "kernel, from 32 images onnx". All engines give the
+    same answers; this one was the fastest where the server loaded the model.
+    """
     @_builtins.property
     def input(self) -> Global___InputSpec:
         """What the network takes in."""
@@ -777,10 +782,11 @@ class Model(_message.Message):
         smallest_false_alarm_rate: _builtins.float = ...,
         calibration_images: _builtins.int = ...,
         restores: _builtins.bool = ...,
+        engine: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "path_layout", b"path_layout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calibration_images", b"calibration_images", "class_names", b"class_names", "input", b"input", "max_false_alarm_rate", b"max_false_alarm_rate", "model_version", b"model_version", "name", b"name", "path_layout", b"path_layout", "restores", b"restores", "smallest_false_alarm_rate", b"smallest_false_alarm_rate", "threshold_version", b"threshold_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calibration_images", b"calibration_images", "class_names", b"class_names", "engine", b"engine", "input", b"input", "max_false_alarm_rate", b"max_false_alarm_rate", "model_version", b"model_version", "name", b"name", "path_layout", b"path_layout", "restores", b"restores", "smallest_false_alarm_rate", b"smallest_false_alarm_rate", "threshold_version", b"threshold_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

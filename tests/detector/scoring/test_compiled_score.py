@@ -6,9 +6,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from detector.errors import RequestError
+from detector.paths.features import features_named
 from detector.scoring.classifier import FalseAlarmClassifier, default_estimator
 from detector.scoring.classifiers import CLASSIFIERS, classifier_named
-from detector.scoring.compiled_score import compile_score
+from detector.scoring.compiled_score import compile_score, linear_score
 
 
 @pytest.mark.parametrize(
@@ -62,6 +63,30 @@ def _smaller(pipeline):
 def test_an_unknown_classifier_is_refused_with_the_known_ones():
     with pytest.raises(RequestError, match="expected a classifier of logistic-0.001, .*; got 'oracle'"):
         classifier_named("oracle")
+
+
+def test_the_multiplications_of_a_score_counted_by_hand():
+    rows = np.random.default_rng(0).normal(size=(40, 3 + 6)).astype(np.float32)
+    layers = {"a": 2, "b": 4}
+
+    def macs(kinds):
+        features = features_named(kinds, 3, layers).fit(rows)
+        fitted = default_estimator().fit(features.transform(rows), np.arange(40) % 2)
+        return linear_score(fitted, features).macs
+
+    assert macs("bits") == 6
+    assert macs("gates+margins") == 6 + 2
+    # Fit and lead of two layers and of the whole; 3 classes x 6 filters; the whitening of 2 x 2 and 4 x 4.
+    assert macs("path-likelihoods") == 6 + 18
+    assert macs("gate-likelihoods") == 6 + 18 + (4 + 16)
+
+
+def test_another_classifier_is_no_weighted_sum():
+    rows = np.random.default_rng(0).normal(size=(40, 9)).astype(np.float32)
+    features = features_named("bits", 3, {"a": 2, "b": 4}).fit(rows)
+    fitted = RandomForestClassifier(3).fit(features.transform(rows), np.arange(40) % 2)
+
+    assert linear_score(fitted, features) is None
 
 
 def test_the_default_estimator_is_the_one_that_folds():

@@ -1,0 +1,253 @@
+"""The fastest exact engine for a network on this machine, found by measuring: for one image, and for more.
+
+Every engine that can run the network is timed on the same made-up images, in turns, when a bundle is loaded. Before it
+may be chosen, its answers are held against those of the masked network.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import torch
+
+from detector.engines.compaction import CheckedEngine, compacted
+from detector.engines.engine import Answers, Engine
+from detector.engines.kernel import KernelEngine
+from detector.engines.masked import MaskedEngine
+from detector.engines.onnx import OnnxEngine
+from detector.engines.program import Program, program_of
+from detector.engines.sliced import SlicedEngine
+from detector.errors import EngineError, RequestError
+from detector.images import ImageSpec, Pixels
+from detector.network.decouple import GatedNet
+from detector.paths.encoder import Evidence
+from detector.paths.path_encoding import Bits
+from detector.scoring.compiled_score import LinearScore
+
+_log = logging.getLogger(__name__)
+
+FASTEST = "fastest"
+ENGINES = ("kernel", "onnx", "sliced", "masked")
+BATCHES = (1, 8, 32)
+# Another engine is no gain unless it is faster by more than a clock on a busy machine can tell.
+_GAIN = 0.95
+_SECONDS = 0.3
+_REPETITIONS = 9
+# What exact means: path bits may differ only where a gate logit is this close to zero, class logits by this much.
+GATE_TOLERANCE = 1e-4
+LOGIT_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How the answers of an engine compare with those of the masked network.
+
+    Attributes:
+        images: how many were compared.
+        unsure_bits: path bits that differ where the gate logit lies within `GATE_TOLERANCE` of zero, or behind such
+            a bit in the same image.
+        wrong_bits: path bits that differ elsewhere.
+        logit_error: largest difference of a class logit among images of equal paths; of logits beyond 1, relative to
+            the image's largest.
+        labels: share of equal labels, in [0, 1]; 1 without images.
+    """
+
+    images: int
+    unsure_bits: int
+    wrong_bits: int
+    logit_error: float
+    labels: float
+
+    @property
+    def exact(self) -> bool:
+        """Whether the engine may serve in the place of the masked network."""
+        return self.wrong_bits == 0 and self.logit_error <= LOGIT_TOLERANCE
+
+
+def agreement_of(found: Evidence, expected: Evidence) -> Agreement:
+    """Hold the evidence of an engine against that of the masked network on the same images."""
+    differ = found.path.bits != expected.path.bits
+    # Behind an unsure bit that differs, layers read something else: what they say is no longer comparable.
+    unsure = differ & (np.abs(expected.gate_logits) <= GATE_TOLERANCE)
+    excused = np.logical_or.accumulate(unsure, axis=1)
+    same = ~differ.any(axis=1)
+    error = np.abs(found.class_logits - expected.class_logits)[same]
+    scale = np.maximum(1.0, np.abs(expected.class_logits[same]).max(axis=1, keepdims=True)) if same.any() else 1.0
+    equal = found.class_logits.argmax(axis=1) == expected.class_logits.argmax(axis=1)
+    return Agreement(
+        images=len(found),
+        unsure_bits=int((differ & excused).sum()),
+        wrong_bits=int((differ & ~excused).sum()),
+        logit_error=float((error / scale).max(initial=0.0)),
+        labels=float(equal.mean()) if len(equal) else 1.0,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The engines that a network is served by.
+
+    Attributes:
+        engines: images at least -> the engine for batches from there on; the first is for one image.
+        milliseconds: engine -> images -> median time of a batch, as measured.
+        refused: engine -> why it is not there.
+    """
+
+    engines: Mapping[int, Engine]
+    milliseconds: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """For example `kernel`, or `kernel, from 32 images onnx`."""
+        parts: list[str] = []
+        before = None
+        for least, engine in self.engines.items():
+            if engine.name != before:
+                parts.append(engine.name if before is None else f"from {least} images {engine.name}")
+            before = engine.name
+        return ", ".join(parts)
+
+    @property
+    def answered_in_full(self) -> int:
+        """Images that opened a filter which a compacted bundle is served without, and went to the full network."""
+        different = {id(engine): engine for engine in self.engines.values()}
+        return sum(engine.broken for engine in different.values() if isinstance(engine, CheckedEngine))
+
+    def uncounted(self) -> "Choice":
+        """Itself, with the images of the measurements forgotten."""
+        for engine in self.engines.values():
+            if isinstance(engine, CheckedEngine):
+                engine.broken = 0
+        return self
+
+    def report(self) -> list[str]:
+        """What was measured and what is not there, a line each, for a log."""
+        lines = [
+            f"engine {name}: " + ", ".join(f"{images} images in {taken:.3g} ms" for images, taken in times.items())
+            for name, times in self.milliseconds.items()
+        ]
+        return [*lines, *(f"no engine {name}: {why}" for name, why in self.refused.items())]
+
+    def answer(self, pixels: Pixels) -> Answers:
+        """As `Engine.answer`, by the engine for so many images."""
+        chosen = next(iter(self.engines.values()))
+        for least, engine in self.engines.items():
+            if len(pixels) >= least:
+                chosen = engine
+        return chosen.answer(pixels)
+
+
+def choose_engine(
+    network: GatedNet,
+    spec: ImageSpec,
+    score: LinearScore | None,
+    device: torch.device,
+    wanted: str = FASTEST,
+    never_open: Bits | None = None,
+) -> Choice:
+    """The engine that is asked for, or the fastest.
+
+    Args:
+        network: the decoupled network, in evaluation mode.
+        spec: the images that it takes.
+        score: what turns a path into a score, for engines that can do so in the same call.
+        device: where torch engines run.
+        wanted: a name of `ENGINES`, or `fastest`.
+        never_open: filters to do without until an image opens one, `(filters,)`; None for all filters. The masked
+            network keeps them all.
+
+    One that is asked for and is not installed, or cannot run the network, is replaced by the fastest of the others; the
+    log and `Choice.refused` say so.
+
+    Raises:
+        RequestError: there is no engine of that name.
+    """
+    if wanted not in (FASTEST, *ENGINES):
+        raise RequestError(f"expected an engine of {', '.join((FASTEST, *ENGINES))}, got {wanted!r}")
+    masked = MaskedEngine(network, device)
+    if wanted == "masked":
+        return Choice({1: masked})
+    try:
+        program = program_of(network, spec)
+    except EngineError as error:
+        _log.warning("the masked network serves: %s", error)
+        return Choice({1: masked}, refused=dict.fromkeys(ENGINES[:-1], str(error)))
+    make: Mapping[str, Callable[[Program], Engine]] = {
+        "kernel": lambda program: KernelEngine(program, score),
+        "onnx": lambda program: OnnxEngine(program, score, torch.get_num_threads()),
+        "sliced": SlicedEngine,
+    }
+    engines: dict[str, Engine] = {"masked": masked}
+    refused: dict[str, str] = {}
+    images = smooth_images(spec, max(BATCHES))
+    expected = masked.answer(images[:4]).evidence
+    for name in sorted(make, key=lambda name: name != wanted):
+        try:
+            made = make[name](program)
+            if never_open is not None:
+                made = CheckedEngine(make[name](compacted(program, never_open)), never_open, partial(_same, made))
+            found = agreement_of(made.answer(images[:4]).evidence, expected)
+        except EngineError as error:
+            refused[name] = str(error)
+        else:
+            if found.exact and name == wanted:
+                return Choice({1: made}).uncounted()
+            if found.exact:
+                engines[name] = made
+                continue
+            refused[name] = f"expected the answers of the masked network, got {found}"
+        if name == wanted:
+            _log.warning("engine %s was asked for, another serves: %s", name, refused[name])
+    return _fastest(engines, images, refused).uncounted()
+
+
+def _same(engine: Engine) -> Engine:
+    return engine
+
+
+def _fastest(engines: Mapping[str, Engine], images: Pixels, refused: Mapping[str, str]) -> Choice:
+    taken: dict[str, dict[int, float]] = {name: {} for name in engines}
+    chosen: dict[int, Engine] = {}
+    for batch in BATCHES:
+        one = min((times[1] for times in taken.values() if 1 in times), default=0.0)
+        if one * batch > 1000 * _SECONDS:  # too long to wait for; what is best for one image is taken
+            continue
+        running = {
+            name: engine
+            for name, engine in engines.items()
+            if not taken[name] or taken[name][1] * batch < 4000 * _SECONDS
+        }
+        for name, milliseconds in _timed(running, images[:batch]).items():
+            taken[name][batch] = milliseconds
+        best = min(running, key=lambda name: taken[name][batch])
+        before = next(reversed(chosen.values()), None)
+        if before is None or before.name not in running or taken[best][batch] < _GAIN * taken[before.name][batch]:
+            chosen[batch] = engines[best]
+    return Choice(chosen, taken, refused)
+
+
+def _timed(engines: Mapping[str, Engine], images: Pixels) -> dict[str, float]:
+    """Median milliseconds of each, in turns, for as long as `_SECONDS` allow."""
+    times: dict[str, list[float]] = {name: [] for name in engines}
+    for engine in engines.values():
+        engine.answer(images)
+    for name, engine in engines.items():
+        spent = 0.0
+        while len(times[name]) < _REPETITIONS and (spent < _SECONDS or not times[name]):
+            began = time.perf_counter()
+            engine.answer(images)
+            times[name].append(time.perf_counter() - began)
+            spent += times[name][-1]
+    return {name: 1000 * float(np.median(of)) for name, of in times.items()}
+
+
+def smooth_images(spec: ImageSpec, count: int, seed: int = 0) -> Pixels:
+    """Made-up images that vary slowly from pixel to pixel, as photos do, `(count, height, width, channels)`."""
+    coarse = torch.rand(count, spec.channels, 4, 4, generator=torch.Generator().manual_seed(seed))
+    fine = torch.nn.functional.interpolate(coarse, (spec.height, spec.width), mode="bilinear", align_corners=False)
+    pixels: Pixels = (255 * fine).byte().permute(0, 2, 3, 1).contiguous().numpy()
+    return pixels

@@ -1,0 +1,535 @@
+/* A decoupled network on one image, without the work that its path leaves out.
+ *
+ * `pathguard_run` walks a list of steps, made by detector/engines/program.py, over feature maps in one arena. Each map
+ * has a byte for each of its channels: 0 says that the channel is exactly zero, and that its memory holds anything. A
+ * gate writes these bytes for the convolution behind it, which computes open filters from open channels only.
+ *
+ * A convolution first lays its open input channels out in a scratch space, shifted once for each column of the window,
+ * so that each tap of the window is one contiguous run of pixels; see convolution.h for what follows. It does so for as
+ * many output rows at a time as the scratch space holds.
+ *
+ * No Python here: the library is called through ctypes, and the caller checks all sizes.
+ */
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define FILTERS 6      /* of one block at most */
+#define MAX_TAPS 128   /* 11 x 11 fits */
+#define MAX_PLANES 64
+
+struct map {
+    int64_t data;   /* floats of the arena before its first channel */
+    int64_t open;   /* bytes of the arena's marks before its first channel's */
+    int32_t channels, height, width;
+    int32_t unused;
+};
+
+enum { PIXELS, CONVOLVE, GATE, ADD, RELU, AFFINE, MAX_POOL, MEAN_POOL, MEAN, LINEAR, SUBSAMPLE, PAD_CHANNELS, CONCATENATE };
+
+struct step {
+    int32_t kind;
+    int32_t in, other, out;          /* maps; `other` is -1 where there is none */
+    int32_t gate;                    /* CONVOLVE: first filter in the path, -1 for none; GATE: the same */
+    int32_t filters;                 /* GATE: how many */
+    int32_t relu_before, relu_after; /* of the addition of `other` */
+    int32_t kernel_h, kernel_w, stride, padding;
+    int32_t hidden;                  /* GATE: units; PAD_CHANNELS: channels before */
+    int32_t rows;                    /* CONVOLVE: output rows at a time */
+    int32_t count_padding;           /* MEAN_POOL: whether padded pixels count */
+    const float *weights, *biases;   /* GATE: of the second layer */
+    const float *squeeze, *squeeze_biases; /* GATE: of the first, transposed: (in, hidden) */
+    const int32_t *kept;             /* CONVOLVE: place of each filter in its layer; null where all are there */
+};
+
+/* A weighted sum of features; null for kinds of them that it does not read. See detector/paths/features.py. */
+struct score {
+    const double *bits, *logits, *margins; /* weights of each column */
+    const double *path_fit, *gate_fit;     /* of fit and lead of each layer, then of the whole path */
+    const float *odds;                     /* path_fit: log-odds, (classes, filters) */
+    const double *closed;                  /* path_fit: sum of log-probabilities of closed filters, (layers, classes) */
+    const float *centre;                   /* gate_fit: (filters) */
+    const float *whitening;                /* gate_fit: each layer's (width, width), one behind the other */
+    const float *means;                    /* gate_fit: each layer's (classes, width), likewise, whitened */
+    const int32_t *widths;                 /* filters of each layer */
+    int32_t layers;
+    double offset;
+};
+
+struct program {
+    const struct map *maps;
+    const struct step *steps;
+    int32_t steps_count, classes, filters, result; /* `result`: the map of class logits */
+    int64_t marks;                   /* bytes of marks */
+    int64_t scratch;                 /* floats of the arena before the scratch space */
+    int64_t floats;                  /* of the arena, all in all */
+    const struct score *score;       /* null for none */
+};
+
+/* What one call of the inner loop reads. */
+struct window {
+    const float *const *input; /* first pixel of each open input channel */
+    const int32_t *channel;    /* its number */
+    const int64_t *offset;     /* of each tap */
+    int64_t pixels;
+    int32_t inputs, taps, relu_before, relu_after;
+};
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define NAME(x) x##_avx512
+#define TARGET __attribute__((target("avx512f,avx512dq,avx512vl,avx512bw,fma")))
+#define LANES 16
+#define BLOCK 4
+#include "convolution.h"
+#undef NAME
+#undef TARGET
+#undef LANES
+#undef BLOCK
+#define NAME(x) x##_avx2
+#define TARGET __attribute__((target("avx2,fma")))
+#define LANES 8
+#define BLOCK 2
+#include "convolution.h"
+#undef NAME
+#undef TARGET
+#undef LANES
+#undef BLOCK
+#endif
+#define NAME(x) x##_any
+#define TARGET
+#define LANES 4
+#define BLOCK 2
+#include "convolution.h"
+
+static struct {
+    void (*convolve)(const struct window *, const float *const *, const float *, float *const *, const float *const *, int);
+    float (*dot)(const float *, const float *, int64_t);
+    float (*sum)(const float *, int64_t);
+    const char *name;
+} best = {convolve_any, dot_any, sum_any, "any"};
+
+/* Chooses the instruction set: "avx512", "avx2", "any", or null for the best there is. Its name, or null. */
+const char *pathguard_use(const char *wanted)
+{
+#if defined(__x86_64__) && defined(__GNUC__)
+    const int has512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw");
+    const int has2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (has512 && (!wanted || !strcmp(wanted, "avx512"))) {
+        best.convolve = convolve_avx512, best.dot = dot_avx512, best.sum = sum_avx512;
+        return best.name = "avx512";
+    }
+    if (has2 && (!wanted || !strcmp(wanted, "avx2"))) {
+        best.convolve = convolve_avx2, best.dot = dot_avx2, best.sum = sum_avx2;
+        return best.name = "avx2";
+    }
+#endif
+    if (wanted && strcmp(wanted, "any")) return NULL;
+    best.convolve = convolve_any, best.dot = dot_any, best.sum = sum_any;
+    return best.name = "any";
+}
+
+struct state {
+    const struct program *program;
+    float *arena;
+    uint8_t *marks;
+    float *logits; /* of the gates */
+    uint8_t *bits;
+    const float **pointers; /* room for the channels of the widest map, several times */
+    int32_t *numbers;
+};
+
+static inline const struct map *map_of(const struct state *s, int index) { return s->program->maps + index; }
+static inline int64_t size_of(const struct map *m) { return (int64_t)m->height * m->width; }
+static inline float *data_of(const struct state *s, const struct map *m) { return s->arena + m->data; }
+static inline uint8_t *open_of(const struct state *s, const struct map *m) { return s->marks + m->open; }
+static inline int floor_div(int a, int b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
+
+/* Lay out `rows` output rows from `first` on of one channel, for all taps; `planes`, `shift` and `phase` tell which. */
+static void lay_out(const struct step *step, const struct map *in, const float *source, float *target, int64_t plane,
+                    int first, int count, int lowest, int width)
+{
+    const int stride = step->stride, phases = stride < step->kernel_h ? stride : step->kernel_h;
+    const int same = stride == 1 && width == in->width;
+    for (int dx = 0; dx < step->kernel_w; dx++)
+        for (int q = 0; q < phases; q++, target += plane) {
+            const int shift = dx - step->padding;
+            /* Rows of this plane are k * stride + phase. */
+            const int phase = ((q - step->padding) % stride + stride) % stride;
+            const int begin = first + lowest;
+            if (same) {
+                int top = begin < 0 ? -begin : 0, bottom = in->height - begin;
+                if (bottom > count) bottom = count;
+                if (bottom < top) bottom = top = 0;
+                if (top) memset(target, 0, 4 * (int64_t)top * width);
+                const float *from = source + (int64_t)(begin + top) * width;
+                float *to = target + (int64_t)top * width;
+                const int64_t pixels = (int64_t)(bottom - top) * width;
+                const int away = shift < 0 ? -shift : shift;
+                if (away >= width) memset(to, 0, 4 * pixels);
+                else if (shift == 0) memcpy(to, from, 4 * pixels);
+                else if (pixels) {
+                    if (shift < 0) memcpy(to + away, from, 4 * (pixels - away));
+                    else memcpy(to, from + away, 4 * (pixels - away));
+                    for (int64_t row = shift < 0 ? 0 : width - away; row < pixels; row += width)
+                        for (int column = 0; column < away; column++) to[row + column] = 0;
+                }
+                if (bottom < count) memset(target + (int64_t)bottom * width, 0, 4 * (int64_t)(count - bottom) * width);
+                continue;
+            }
+            for (int k = 0; k < count; k++) {
+                const int row = (begin + k) * stride + phase;
+                float *to = target + (int64_t)k * width;
+                if (row < 0 || row >= in->height) {
+                    memset(to, 0, 4 * (int64_t)width);
+                    continue;
+                }
+                const float *from = source + (int64_t)row * in->width + shift;
+                int left = shift < 0 ? (-shift + stride - 1) / stride : 0;
+                int right = in->width - shift > 0 ? (in->width - shift - 1) / stride + 1 : 0;
+                if (left > width) left = width;
+                if (right > width) right = width;
+                if (right < left) right = left;
+                for (int column = 0; column < left; column++) to[column] = 0;
+                if (stride == 1) memcpy(to + left, from + left, 4 * (int64_t)(right - left));
+                else if (stride == 2) for (int column = left; column < right; column++) to[column] = from[2 * column];
+                else for (int column = left; column < right; column++) to[column] = from[column * stride];
+                for (int column = right; column < width; column++) to[column] = 0;
+            }
+        }
+}
+
+static void convolve(const struct state *s, const struct step *step)
+{
+    const struct map *in = map_of(s, step->in), *out = map_of(s, step->out);
+    const struct map *other = step->other < 0 ? NULL : map_of(s, step->other);
+    const int taps = step->kernel_h * step->kernel_w, width = out->width, stride = step->stride;
+    const int phases = stride < step->kernel_h ? stride : step->kernel_h;
+    const int64_t in_size = size_of(in), out_size = size_of(out);
+    const uint8_t *in_open = open_of(s, in);
+    uint8_t *out_open = open_of(s, out);
+    float *const out_data = data_of(s, out);
+
+    /* Open filters, and what becomes of closed ones. */
+    int32_t *filters = s->numbers, *channels = s->numbers + out->channels;
+    int filters_count = 0, inputs = 0;
+    for (int c = 0; c < out->channels; c++) {
+        const int open = step->gate < 0 || s->bits[step->gate + (step->kept ? step->kept[c] : c)];
+        out_open[c] = (uint8_t)open;
+        if (open) filters[filters_count++] = c;
+        else if (other && open_of(s, other)[c]) {
+            const float *from = data_of(s, other) + c * out_size;
+            float *to = out_data + c * out_size;
+            out_open[c] = 1;
+            if (step->relu_after) for (int64_t i = 0; i < out_size; i++) to[i] = from[i] > 0 ? from[i] : 0;
+            else if (to != from) memcpy(to, from, 4 * out_size);
+        }
+    }
+    for (int c = 0; c < in->channels; c++) if (in_open[c]) channels[inputs++] = c;
+
+    const float **input = s->pointers;
+    const int plain = taps == 1 && stride == 1 && step->padding == 0;
+    int64_t offset[MAX_TAPS];
+    struct window window = {input, channels, offset, 0, inputs, taps, step->relu_before, step->relu_after};
+    const int lowest = floor_div(-step->padding, stride), highest = floor_div(step->kernel_h - 1 - step->padding, stride);
+    for (int first = 0; first < out->height; first += step->rows) {
+        const int rows = out->height - first < step->rows ? out->height - first : step->rows;
+        const int64_t begin = (int64_t)first * width;
+        window.pixels = (int64_t)rows * width;
+        if (plain) {
+            offset[0] = 0;
+            for (int i = 0; i < inputs; i++) input[i] = data_of(s, in) + channels[i] * in_size + begin;
+        } else {
+            const int count = rows + highest - lowest;
+            const int64_t plane = ((int64_t)count * width + 15) / 16 * 16, planes = (int64_t)step->kernel_w * phases;
+            float *scratch = s->arena + s->program->scratch;
+            for (int dy = 0; dy < step->kernel_h; dy++)
+                for (int dx = 0; dx < step->kernel_w; dx++) {
+                    const int row = floor_div(dy - step->padding, stride) - lowest;
+                    offset[dy * step->kernel_w + dx] = (dx * phases + dy % stride) * plane + (int64_t)row * width;
+                }
+            for (int i = 0; i < inputs; i++) {
+                float *target = scratch + i * planes * plane;
+                lay_out(step, in, data_of(s, in) + channels[i] * in_size, target, plane, first, count, lowest, width);
+                input[i] = target;
+            }
+        }
+        /* Blocks of nearly equal size. */
+        const int blocks = (filters_count + FILTERS - 1) / FILTERS;
+        for (int b = 0, done = 0; b < blocks; b++) {
+            const int size = (filters_count - done + blocks - b - 1) / (blocks - b);
+            const float *weights[FILTERS], *added[FILTERS];
+            float *outputs[FILTERS], biases[FILTERS];
+            int adds = 0;
+            for (int f = 0; f < size; f++) {
+                const int c = filters[done + f];
+                weights[f] = step->weights + (int64_t)c * in->channels * taps;
+                biases[f] = step->biases[c];
+                outputs[f] = out_data + c * out_size + begin;
+                added[f] = other && open_of(s, other)[c] ? data_of(s, other) + c * out_size + begin : NULL;
+                adds |= added[f] != NULL;
+            }
+            best.convolve(&window, weights, biases, outputs, adds ? added : NULL, size);
+            done += size;
+        }
+    }
+}
+
+static void gate(const struct state *s, const struct step *step)
+{
+    const struct map *in = map_of(s, step->in);
+    const int64_t size = size_of(in);
+    const uint8_t *open = open_of(s, in);
+    const int hidden = step->hidden, filters = step->filters;
+    float *units = s->arena + s->program->scratch, *logits = s->logits + step->gate;
+    memcpy(units, step->squeeze_biases, 4 * hidden);
+    for (int c = 0; c < in->channels; c++) {
+        if (!open[c]) continue;
+        const float pooled = best.sum(data_of(s, in) + c * size, size) / size;
+        const float *row = step->squeeze + (int64_t)c * hidden;
+        for (int h = 0; h < hidden; h++) units[h] += pooled * row[h];
+    }
+    for (int h = 0; h < hidden; h++) if (units[h] < 0) units[h] = 0;
+    for (int f = 0; f < filters; f++) {
+        logits[f] = step->biases[f] + best.dot(units, step->weights + (int64_t)f * hidden, hidden);
+        s->bits[step->gate + f] = logits[f] > 0;
+    }
+}
+
+static void pool(const struct state *s, const struct step *step)
+{
+    const struct map *in = map_of(s, step->in), *out = map_of(s, step->out);
+    memcpy(open_of(s, out), open_of(s, in), in->channels);
+    for (int c = 0; c < in->channels; c++) {
+        if (!open_of(s, in)[c]) continue;
+        const float *from = data_of(s, in) + c * size_of(in);
+        float *to = data_of(s, out) + c * size_of(out);
+        for (int row = 0; row < out->height; row++)
+            for (int column = 0; column < out->width; column++) {
+                int top = row * step->stride - step->padding, left = column * step->stride - step->padding;
+                int bottom = top + step->kernel_h, right = left + step->kernel_w;
+                /* torch counts padded pixels up to the padding's own end. */
+                const int bottom_padded = bottom < in->height + step->padding ? bottom : in->height + step->padding;
+                const int right_padded = right < in->width + step->padding ? right : in->width + step->padding;
+                const int counted = (bottom_padded - top) * (right_padded - left);
+                if (top < 0) top = 0;
+                if (left < 0) left = 0;
+                if (bottom > in->height) bottom = in->height;
+                if (right > in->width) right = in->width;
+                float value = step->kind == MAX_POOL ? from[(int64_t)top * in->width + left] : 0;
+                for (int r = top; r < bottom; r++)
+                    for (int k = left; k < right; k++) {
+                        const float pixel = from[(int64_t)r * in->width + k];
+                        if (step->kind == MEAN_POOL) value += pixel;
+                        else if (pixel > value) value = pixel;
+                    }
+                if (step->kind == MEAN_POOL) value /= step->count_padding ? counted : (bottom - top) * (right - left);
+                to[(int64_t)row * out->width + column] = value;
+            }
+    }
+}
+
+static void linear(const struct state *s, const struct step *step)
+{
+    const struct map *in = map_of(s, step->in), *out = map_of(s, step->out);
+    const int64_t size = size_of(in), total = in->channels * size;
+    const uint8_t *open = open_of(s, in);
+    float *from = data_of(s, in), *to = data_of(s, out);
+    /* Runs of open channels: a closed one's weights need not be read. */
+    int32_t *begins = s->numbers, *ends = s->numbers + in->channels;
+    int runs = 0;
+    if (size < 16) { /* too short to be worth skipping */
+        for (int c = 0; c < in->channels; c++) if (!open[c]) memset(from + c * size, 0, 4 * size);
+        begins[0] = 0, ends[0] = in->channels, runs = 1;
+    } else
+        for (int c = 0; c < in->channels; c++) {
+            if (!open[c]) continue;
+            if (runs && ends[runs - 1] == c) ends[runs - 1] = c + 1;
+            else begins[runs] = c, ends[runs++] = c + 1;
+        }
+    for (int o = 0; o < out->channels; o++) {
+        const float *weights = step->weights + o * total;
+        float sum = step->biases[o];
+        for (int r = 0; r < runs; r++)
+            sum += best.dot(from + begins[r] * size, weights + begins[r] * size, (ends[r] - begins[r]) * size);
+        to[o] = step->relu_after && sum < 0 ? 0 : sum;
+    }
+    memset(open_of(s, out), 1, out->channels);
+}
+
+/* Steps that treat each channel of the output alone. */
+static void by_channel(const struct state *s, const struct step *step, const uint8_t *image)
+{
+    const struct map *in = step->in < 0 ? NULL : map_of(s, step->in), *out = map_of(s, step->out);
+    const struct map *other = step->other < 0 ? NULL : map_of(s, step->other);
+    const int64_t size = size_of(out);
+    uint8_t *out_open = open_of(s, out);
+    for (int c = 0; c < out->channels; c++) {
+        float *to = data_of(s, out) + c * size;
+        if (step->kind == PIXELS) { /* channels last -> first */
+            for (int64_t i = 0; i < size; i++) to[i] = (float)image[i * out->channels + c] / 255.0f;
+            out_open[c] = 1;
+            continue;
+        }
+        int source = c - (step->kind == PAD_CHANNELS ? step->hidden : 0);
+        const struct map *chosen = in;
+        if (step->kind == CONCATENATE && c >= in->channels) chosen = other, source = c - in->channels;
+        const int open = source >= 0 && source < chosen->channels && open_of(s, chosen)[source];
+        const float *from = open ? data_of(s, chosen) + source * size_of(chosen) : NULL;
+        out_open[c] = (uint8_t)open;
+        if (step->kind == ADD) {
+            const float *more = open_of(s, other)[c] ? data_of(s, other) + c * size : NULL;
+            if (!from) from = more, more = NULL;
+            out_open[c] = from != NULL;
+            if (!from) continue;
+            if (more && step->relu_after) for (int64_t i = 0; i < size; i++) { float sum = from[i] + more[i]; to[i] = sum > 0 ? sum : 0; }
+            else if (more) for (int64_t i = 0; i < size; i++) to[i] = from[i] + more[i];
+            else if (step->relu_after) for (int64_t i = 0; i < size; i++) to[i] = from[i] > 0 ? from[i] : 0;
+            else if (to != from) memcpy(to, from, 4 * size);
+        } else if (step->kind == AFFINE) {
+            const float scale = step->weights[c], shift = step->biases[c];
+            out_open[c] = 1;
+            for (int64_t i = 0; i < size; i++) to[i] = from ? from[i] * scale + shift : shift;
+        } else if (!open) {
+            continue;
+        } else if (step->kind == RELU) {
+            for (int64_t i = 0; i < size; i++) to[i] = from[i] > 0 ? from[i] : 0;
+        } else if (step->kind == MEAN) {
+            to[0] = best.sum(from, size_of(in)) / size_of(in);
+        } else if (step->kind == SUBSAMPLE) {
+            for (int row = 0; row < out->height; row++)
+                for (int column = 0; column < out->width; column++)
+                    to[row * out->width + column] = from[(int64_t)row * step->stride * in->width + column * step->stride];
+        } else if (to != from) { /* PAD_CHANNELS, CONCATENATE */
+            memcpy(to, from, 4 * size);
+        }
+    }
+}
+
+static int descending(const void *a, const void *b)
+{
+    const float x = *(const float *)a, y = *(const float *)b;
+    return (x < y) - (x > y);
+}
+
+/* sum of a * b in double precision */
+static double product(const double *a, const float *b, int count)
+{
+    double sums[4] = {0, 0, 0, 0};
+    int i = 0;
+    for (; i + 4 <= count; i += 4)
+        for (int k = 0; k < 4; k++) sums[k] += a[i + k] * b[i + k];
+    for (; i < count; i++) sums[0] += a[i] * b[i];
+    return sums[0] + sums[1] + sums[2] + sums[3];
+}
+
+/* Log-likelihood of one layer's gates for each class, a filter. */
+static void likelihoods(const struct program *p, int kind, int layer, int first, int64_t square, const float *gate_logits,
+                        const uint8_t *bits, float *room, double *likely)
+{
+    const struct score *score = p->score;
+    const int width = score->widths[layer];
+    if (kind == 0) {
+        for (int f = 0; f < width; f++) room[f] = bits[first + f];
+        for (int k = 0; k < p->classes; k++)
+            likely[k] = (best.dot(room, score->odds + (int64_t)k * p->filters + first, width) +
+                         score->closed[layer * p->classes + k]) / width;
+        return;
+    }
+    memset(room, 0, 4 * (int64_t)width);
+    for (int i = 0; i < width; i++) {
+        const float centred = gate_logits[first + i] - score->centre[first + i];
+        const float *restrict row = score->whitening + square + (int64_t)i * width;
+        for (int j = 0; j < width; j++) room[j] += centred * row[j];
+    }
+    for (int k = 0; k < p->classes; k++) {
+        const float *mean = score->means + (int64_t)first * p->classes + (int64_t)k * width;
+        float sum = 0;
+        for (int j = 0; j < width; j++) sum += (room[j] - mean[j]) * (room[j] - mean[j]);
+        likely[k] = -0.5 * sum / width;
+    }
+}
+
+/* What the fit of each layer, and of all, to the predicted class adds to the score. */
+static double fits(const struct program *p, int kind, int predicted, const float *gate_logits, const uint8_t *bits,
+                   float *room)
+{
+    const struct score *score = p->score;
+    const double *weights = kind ? score->gate_fit : score->path_fit;
+    double *likely = (double *)room, *whole = likely + p->classes, sum = 0;
+    memset(whole, 0, p->classes * sizeof *whole);
+    int first = 0;
+    int64_t square = 0;
+    for (int layer = 0; layer <= score->layers; layer++) {
+        if (layer < score->layers) {
+            const int width = score->widths[layer];
+            likelihoods(p, kind, layer, first, square, gate_logits, bits, (float *)(whole + p->classes), likely);
+            for (int k = 0; k < p->classes; k++) whole[k] += likely[k] * width / p->filters;
+            first += width, square += (int64_t)width * width;
+        } else
+            likely = whole;
+        double other = -1e300;
+        for (int k = 0; k < p->classes; k++) if (k != predicted && likely[k] > other) other = likely[k];
+        sum += weights[2 * layer] * likely[predicted] + weights[2 * layer + 1] * (likely[predicted] - other);
+    }
+    return sum;
+}
+
+static double score_of(const struct program *p, const float *class_logits, const float *gate_logits,
+                       const uint8_t *bits, float *room)
+{
+    const struct score *score = p->score;
+    double sum = score->offset;
+    int predicted = 0;
+    for (int k = 1; k < p->classes; k++) if (class_logits[k] > class_logits[predicted]) predicted = k;
+    if (score->bits)
+        for (int f = 0; f < p->filters; f++) sum += bits[f] ? score->bits[f] : 0;
+    if (score->logits) sum += product(score->logits, gate_logits, p->filters);
+    if (score->margins) {
+        memcpy(room, class_logits, 4 * p->classes);
+        qsort(room, p->classes, sizeof(float), descending);
+        for (int k = 1; k < p->classes; k++) sum += score->margins[k - 1] * (double)(room[0] - room[k]);
+    }
+    if (score->path_fit) sum += fits(p, 0, predicted, gate_logits, bits, room);
+    if (score->gate_fit) sum += fits(p, 1, predicted, gate_logits, bits, room);
+    return sum;
+}
+
+/* Scores what an engine says about `images` images; `room` as pathguard_run's scratch space. */
+void pathguard_score(const struct program *p, int64_t images, const float *class_logits, const float *gate_logits,
+                     const uint8_t *bits, double *room, double *scores)
+{
+    for (int64_t i = 0; i < images; i++)
+        scores[i] = score_of(p, class_logits + i * p->classes, gate_logits + i * p->filters, bits + i * p->filters,
+                             (float *)room);
+}
+
+/* Answers `images` images, `(images, height, width, channels)` of bytes. 0, or 1 where memory ran out. */
+int pathguard_run(const struct program *p, int64_t images, int64_t image_bytes, int32_t widest, const uint8_t *pixels,
+                  float *arena, float *class_logits, float *gate_logits, uint8_t *bits, double *scores)
+{
+    uint8_t *marks = malloc(p->marks + 1);
+    const float **pointers = malloc((widest + 1) * sizeof *pointers);
+    int32_t *numbers = malloc(2 * (widest + 1) * sizeof *numbers);
+    if (marks && pointers && numbers)
+        for (int64_t i = 0; i < images; i++) {
+            struct state state = {p, arena, marks, gate_logits + i * p->filters, bits + i * p->filters, pointers, numbers};
+            for (int k = 0; k < p->steps_count; k++) {
+                const struct step *step = p->steps + k;
+                switch (step->kind) {
+                case CONVOLVE: convolve(&state, step); break;
+                case GATE: gate(&state, step); break;
+                case MAX_POOL: case MEAN_POOL: pool(&state, step); break;
+                case LINEAR: linear(&state, step); break;
+                default: by_channel(&state, step, pixels + i * image_bytes);
+                }
+            }
+            memcpy(class_logits + i * p->classes, data_of(&state, map_of(&state, p->result)), 4 * p->classes);
+            if (scores)
+                scores[i] = score_of(p, class_logits + i * p->classes, state.logits, state.bits, arena + p->scratch);
+        }
+    const int failed = !(marks && pointers && numbers);
+    free(marks), free(pointers), free(numbers);
+    return failed;
+}

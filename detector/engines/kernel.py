@@ -1,0 +1,135 @@
+"""The engine that skips: only the filters that an image opens, read from only the channels that it opened before.
+
+One call of a compiled library (kernel.c) answers label, path and score. The library is built when Pathguard is
+installed, if there is a C compiler; without one this engine is not there, and another is chosen.
+"""
+
+import ctypes
+import threading
+
+import numpy as np
+import numpy.typing as npt
+
+from detector.engines.engine import Answers
+from detector.engines.kernel_score import KernelScore
+from detector.engines.library import ProgramLayout, library
+from detector.engines.program import ALIGNMENT, CONVOLVE, GATE, MapLayout, Program, Step, StepLayout
+from detector.images import Pixels
+from detector.paths.encoder import Evidence
+from detector.paths.path_encoding import PathEncoding
+from detector.scoring.compiled_score import LinearScore
+
+
+class KernelEngine:
+    """A decoupled network in the compiled kernel; one thread."""
+
+    name = "kernel"
+
+    def __init__(self, program: Program, score: LinearScore | None = None) -> None:
+        """Find room for the feature maps of `program`.
+
+        Args:
+            program: of the decoupled network.
+            score: what turns a path into a score in the same call; None for no scores.
+
+        Raises:
+            EngineError: the library was not built.
+        """
+        self._run = library().pathguard_run
+        self._program = program
+        self._image_bytes = program.maps[0].pixels * program.maps[0].channels
+        self._widest = max(shape.channels for shape in program.maps)
+        self._score = score
+        offsets, floats = _places(program)
+        self._maps = (MapLayout * len(program.maps))()
+        marks = 0
+        for layout, shape, offset in zip(self._maps, program.maps, offsets, strict=True):
+            layout.data, layout.open = offset, marks
+            layout.channels, layout.height, layout.width = shape.channels, shape.height, shape.width
+            marks += shape.channels
+        self._steps = (StepLayout * len(program.steps))(*map(_layout_of, program.steps))
+        self._layout = ProgramLayout(
+            maps=ctypes.addressof(self._maps), steps=ctypes.addressof(self._steps), steps_count=len(program.steps),
+            classes=program.classes, filters=program.filters, result=program.result, marks=marks, scratch=floats,
+        )  # fmt: skip
+        # The last vectors of a convolution may read, and drop, what lies behind the map.
+        self._floats = floats + _scratch(program) + 256
+        if score is not None:
+            self._kernel_score = KernelScore(score)
+            self._layout.score = ctypes.addressof(self._kernel_score.layout)
+            self._floats = floats + max(_scratch(program), self._kernel_score.room) + 256
+        self._arenas: list[npt.NDArray[np.float32]] = []
+        self._lock = threading.Lock()
+
+    def answer(self, pixels: Pixels) -> Answers:
+        """As `Engine.answer`."""
+        pixels = np.ascontiguousarray(pixels)
+        count, classes, filters = len(pixels), self._program.classes, self._program.filters
+        class_logits = np.empty((count, classes), np.float32)
+        gate_logits = np.empty((count, filters), np.float32)
+        bits = np.empty((count, filters), np.bool_)
+        scores = np.empty(count, np.float64) if self._score is not None else None
+        with self._lock:
+            arena = self._arenas.pop() if self._arenas else np.zeros(self._floats, np.float32)
+        failed = self._run(
+            ctypes.byref(self._layout), count, self._image_bytes, self._widest, pixels.ctypes.data, arena.ctypes.data,
+            class_logits.ctypes.data, gate_logits.ctypes.data, bits.ctypes.data,
+            None if scores is None else scores.ctypes.data,
+        )  # fmt: skip
+        with self._lock:
+            self._arenas.append(arena)
+        if failed:
+            raise MemoryError("expected room for the marks of a path, got none")
+        return Answers(Evidence(class_logits, gate_logits, PathEncoding(bits, self._program.layers)), scores)
+
+
+def _layout_of(step: Step) -> StepLayout:
+    layout = StepLayout(kind=step.kind, input=step.input, other=step.other, out=step.out, **step.numbers)
+    if step.kind == CONVOLVE and "gate" not in step.numbers:
+        layout.gate = -1
+    for name, array in step.arrays.items():
+        setattr(layout, name, array.ctypes.data)
+    return layout
+
+
+def _places(program: Program) -> tuple[list[int], int]:
+    """The offset of each map in the arena, in floats, and where they end; maps that are done with are overwritten."""
+    last_read = {program.result: len(program.steps)}
+    for index, step in enumerate(program.steps):
+        for read in (step.input, step.other):
+            if read >= 0:
+                last_read[read] = max(index, last_read.get(read, 0))
+    offsets = [0] * len(program.maps)
+    taken: list[tuple[int, int, int]] = []  # begin, end, map
+    top = 0
+    for index, step in enumerate(program.steps):
+        if step.kind == GATE:
+            continue
+        taken = sorted(piece for piece in taken if last_read.get(piece[2], -1) >= index)
+        shape = program.maps[step.out]
+        size = -(-shape.channels * shape.pixels // ALIGNMENT) * ALIGNMENT
+        begin = 0
+        for other_begin, other_end, _ in taken:
+            if begin + size <= other_begin:
+                break
+            begin = max(begin, other_end)
+        offsets[step.out] = begin
+        taken.append((begin, begin + size, step.out))
+        top = max(top, begin + size)
+    return offsets, top
+
+
+def _scratch(program: Program) -> int:
+    """Floats that the hungriest step needs beside the maps."""
+    need = [0]
+    for step in program.steps:
+        if step.kind == GATE:
+            need.append(step.numbers["hidden"])
+        elif step.kind == CONVOLVE:
+            numbers, out = step.numbers, program.maps[step.out]
+            # A window reaches (kernel - 1) / stride rows beyond its first, and one more where it is not aligned.
+            rows = min(numbers["rows"], out.height) + (numbers["kernel_h"] - 1) // numbers["stride"] + 2
+            planes = numbers["kernel_w"] * min(numbers["stride"], numbers["kernel_h"])
+            plane = -(-rows * out.width // 16) * 16
+            need.append(program.maps[step.input].channels * planes * plane)
+    return max(need)

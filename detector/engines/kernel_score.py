@@ -1,0 +1,84 @@
+"""A linear score in the compiled library: of an image's path, at the cost of the arithmetic alone."""
+
+import ctypes
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from detector.engines.library import ProgramLayout, library
+from detector.errors import EngineError
+from detector.paths.encoder import Evidence
+from detector.scoring.compiled_score import LinearScore
+from detector.scoring.thresholds import Scores
+
+
+class _ScoreLayout(ctypes.Structure):
+    """`struct score`."""
+
+    _fields_ = (
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                "bits", "logits", "margins", "path_fit", "gate_fit", "odds", "closed", "centre", "whitening", "means",
+                "widths",
+            )
+        ),
+        ("layers", ctypes.c_int32),
+        ("offset", ctypes.c_double),
+    )  # fmt: skip
+
+
+class KernelScore:
+    """Evidence -> scores, equal to scikit-learn's on the same columns up to rounding."""
+
+    def __init__(self, score: LinearScore) -> None:
+        """Lay the weights of `score` out for the library.
+
+        Raises:
+            EngineError: the library was not built, or does not know a kind of features.
+        """
+        self._library = library()
+        self._arrays = _score_arrays(score)  # kept: the library reads them where they lie
+        pointers = {name: array.ctypes.data for name, array in self._arrays.items()}
+        layers = score.features.layers
+        self.layout = _ScoreLayout(layers=len(layers), offset=score.offset, **pointers)
+        self._program = ProgramLayout(
+            classes=score.features.classes, filters=sum(layers.values()), score=ctypes.addressof(self.layout)
+        )
+        # Of the class logits in order, or of likelihoods in double precision and one layer.
+        self.room = 4 * score.features.classes + max(layers.values())
+
+    def __call__(self, evidence: Evidence) -> Scores:
+        """The score of each image, `(images,)`."""
+        scores = np.empty(len(evidence), np.float64)
+        room = np.empty(self.room // 2 + 1, np.float64)
+        arrays = (evidence.class_logits, evidence.gate_logits, evidence.path.bits)
+        kept = [np.ascontiguousarray(array) for array in arrays]
+        self._library.pathguard_score(
+            ctypes.byref(self._program), len(evidence), *(array.ctypes.data for array in kept), room.ctypes.data,
+            scores.ctypes.data,
+        )  # fmt: skip
+        return scores
+
+
+def _score_arrays(score: LinearScore) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of `struct score`, by field."""
+    names = {"bits": "bits", "gates": "logits", "margins": "margins"}
+    names |= {"path-likelihoods": "path_fit", "gate-likelihoods": "gate_fit"}
+    if not names.keys() >= score.weights.keys():
+        raise EngineError(f"expected features of {', '.join(names)}, got {', '.join(score.weights)}")
+    arrays: dict[str, npt.NDArray[Any]] = {names[kind]: weights for kind, weights in score.weights.items()}
+    layers, learnt = score.features.layers, score.features.learnt_
+    arrays["widths"] = np.array(list(layers.values()), np.int32)
+    if (path := learnt.get("path-likelihoods")) is not None:
+        ends = np.cumsum(arrays["widths"])[:-1]
+        arrays["odds"] = np.ascontiguousarray(path["odds"], np.float32)
+        parts = np.split(np.asarray(path["closed"], np.float64), ends, axis=1)
+        arrays["closed"] = np.stack([part.sum(axis=1) for part in parts])
+    if (gates := learnt.get("gate-likelihoods")) is not None:
+        arrays["centre"] = np.ascontiguousarray(gates["centre"], np.float32)
+        for field, name in (("whitening", "whitening"), ("means", "means")):
+            pieces = [np.asarray(gates[f"{name}-{place}"], np.float32).ravel() for place in range(len(layers))]
+            arrays[field] = np.concatenate(pieces)
+    return arrays

@@ -1,0 +1,176 @@
+"""Every engine says what the masked network says."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from detector.batches import to_tensor
+from detector.engines.choice import agreement_of, smooth_images
+from detector.engines.kernel import KernelEngine
+from detector.engines.library import library
+from detector.engines.masked import MaskedEngine
+from detector.engines.onnx import OnnxEngine
+from detector.engines.program import program_of
+from detector.engines.sliced import SlicedEngine
+from detector.errors import EngineError
+from detector.images import ImageSpec
+from detector.network.decouple import decouple
+from detector.network.networks import build_network
+from detector.paths.features import features_named, rows_of
+from detector.scoring.classifier import default_estimator
+from detector.scoring.compiled_score import linear_score
+from tests.detector.engines.networks import backbones, convolution, settled
+
+CPU = torch.device("cpu")
+
+
+def has_kernel():
+    try:
+        library()
+    except EngineError:
+        return False
+    return True
+
+
+needs_kernel = pytest.mark.skipif(not has_kernel(), reason="the compiled kernel was not built")
+every_engine = pytest.mark.parametrize(
+    "engine", [pytest.param(KernelEngine, marks=needs_kernel), OnnxEngine, SlicedEngine]
+)
+
+
+def tensor(spec, count=12, seed=3):
+    return to_tensor(smooth_images(spec, count, seed), CPU)
+
+
+def agreement(engine, network, spec, images):
+    return agreement_of(
+        engine(program_of(network, spec)).answer(images).evidence, MaskedEngine(network, CPU).answer(images).evidence
+    )
+
+
+@every_engine
+@settings(max_examples=40)
+@given(data=st.data(), height=st.integers(9, 21), width=st.integers(9, 35), channels=st.sampled_from((1, 3)))
+def test_says_what_the_masked_network_says_on_any_small_network(engine, data, height, width, channels):
+    spec = ImageSpec(height, width, channels)
+    network = settled(data.draw(backbones(channels)), tensor(spec))
+
+    found = agreement(engine, network, spec, smooth_images(spec, 5, seed=1))
+
+    assert found.exact, found
+    assert found.labels == 1
+
+
+@every_engine
+@pytest.mark.parametrize(("name", "size"), [("resnet8", 32), ("vggnet", 17), ("googlenet", 16), ("resnet18", 45)])
+def test_says_what_the_masked_network_says_on_the_published_networks(engine, name, size):
+    spec = ImageSpec(size, size, 3)
+    network = settled(build_network(name, 3, 10).eval(), tensor(spec, 6), keep=0.6)
+    images = smooth_images(spec, 3, seed=1)
+
+    found = agreement(engine, network, spec, images)
+
+    assert found.exact, found
+    assert 0.3 < engine(program_of(network, spec)).answer(images).evidence.path.bits.mean() < 0.9
+
+
+@needs_kernel
+@pytest.mark.parametrize("instructions", [b"avx2", b"any"])
+def test_the_kernel_says_the_same_with_narrower_vectors(instructions):
+    spec = ImageSpec(13, 19, 3)
+    network = settled(build_network("resnet8", 3, 10), tensor(spec))
+    if library().pathguard_use(instructions) is None:
+        pytest.skip(f"this processor has no {instructions.decode()}")
+    try:
+        found = agreement(KernelEngine, network, spec, smooth_images(spec, 3, seed=1))
+    finally:
+        library().pathguard_use(None)
+
+    assert found.exact, found
+
+
+@every_engine
+@pytest.mark.parametrize("bias", [-5.0, 5.0])
+def test_paths_that_are_all_closed_or_all_open_are_answered_like_others(engine, bias):
+    spec = ImageSpec(10, 10, 1)
+    network = settled(build_network("resnet8", 1, 4), tensor(spec))
+    for gate in network.gates():
+        nn.init.constant_(gate.normalise.bias, bias)
+    images = smooth_images(spec, 3)
+
+    found = agreement(engine, network, spec, images)
+
+    assert found.exact, found
+    assert engine(program_of(network, spec)).answer(images).evidence.path.bits.mean() == (bias > 0)
+
+
+@every_engine
+def test_no_images_are_answered_with_nothing(engine):
+    spec = ImageSpec(8, 8, 1)
+    network = decouple(build_network("resnet8", 1, 4))
+
+    evidence = engine(program_of(network, spec)).answer(np.zeros((0, 8, 8, 1), np.uint8)).evidence
+
+    assert evidence.class_logits.shape == (0, 4)
+    assert evidence.path.bits.shape == (0, sum(network.layers.values()))
+
+
+@every_engine
+def test_the_answer_about_an_image_does_not_depend_on_the_batch(engine):
+    spec = ImageSpec(12, 12, 1)
+    network = settled(build_network("resnet8", 1, 4), tensor(spec))
+    images, made = smooth_images(spec, 6, seed=1), engine(program_of(network, spec))
+
+    together = made.answer(images).evidence
+    alone = [made.answer(images[i : i + 1]).evidence for i in range(6)]
+
+    np.testing.assert_allclose(together.class_logits, np.concatenate([e.class_logits for e in alone]), atol=1e-5)
+    np.testing.assert_array_equal(together.path.bits, np.concatenate([e.path.bits for e in alone]))
+
+
+@pytest.mark.parametrize(
+    ("engine", "kinds"),
+    [
+        *((engine, kinds) for engine in (KernelEngine, OnnxEngine) for kinds in ("bits", "gates+margins", "margins")),
+        (KernelEngine, "path-likelihoods"),
+        (KernelEngine, "gate-likelihoods"),
+        (KernelEngine, "all"),
+    ],
+)
+def test_the_score_of_the_same_call_is_scikit_learns_own(engine, kinds):
+    if engine is KernelEngine and not has_kernel():
+        pytest.skip("the compiled kernel was not built")
+    spec = ImageSpec(8, 8, 1)
+    network = settled(build_network("resnet8", 1, 5), tensor(spec))
+    evidence = MaskedEngine(network, CPU).answer(smooth_images(spec, 80, seed=2)).evidence
+    features = features_named(kinds, 5, network.layers).fit(rows_of(evidence))
+    classifier = default_estimator().fit(features.of(evidence), np.arange(80) % 2)
+
+    answers = engine(program_of(network, spec), linear_score(classifier, features)).answer(smooth_images(spec, 6, 1))
+
+    # Of likelihoods the columns themselves are float32, and no rounding is like another.
+    expected = classifier.decision_function(features.of(answers.evidence))
+    np.testing.assert_allclose(answers.scores, expected, atol=1e-6 if "likelihoods" not in features.kinds[-1] else 1e-4)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Sequential(nn.Conv2d(6, 6, 3, padding=1, groups=2), nn.ReLU()),
+        nn.Conv2d(6, 6, 3, padding=2, dilation=2),
+        nn.Conv2d(6, 6, 3, padding=1, padding_mode="circular"),
+        nn.Hardswish(),
+        nn.MaxPool2d(2, ceil_mode=True),
+    ],
+    ids=["grouped", "dilated", "circular", "hardswish", "ceil_mode"],
+)
+def test_a_layer_that_is_not_known_is_refused_by_name(layer):
+    backbone = nn.Sequential(
+        convolution(1, 6), convolution(6, 6), layer, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 2)
+    )
+
+    with pytest.raises(EngineError, match="^expected .*, got"):
+        program_of(decouple(backbone), ImageSpec(9, 9, 1))
