@@ -177,7 +177,7 @@ def choose_engine(
         _log.warning("the masked network serves: %s", error)
         return Choice({1: masked}, refused=dict.fromkeys(ENGINES[:-1], str(error)))
     make: Mapping[str, Callable[[Program], Engine]] = {
-        "kernel": lambda program: KernelEngine(program, score),
+        "kernel": lambda program: KernelEngine(program, score, torch.get_num_threads()),
         "onnx": lambda program: OnnxEngine(program, score, torch.get_num_threads()),
         "sliced": SlicedEngine,
     }

@@ -6,6 +6,8 @@ installed, if there is a C compiler; without one this engine is not there, and a
 
 import ctypes
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +16,7 @@ from detector.engines.engine import Answers
 from detector.engines.kernel_score import KernelScore
 from detector.engines.library import ProgramLayout, library
 from detector.engines.program import ALIGNMENT, CONVOLVE, GATE, MapLayout, Program, Step, StepLayout
+from detector.errors import ImageError
 from detector.images import Pixels
 from detector.paths.encoder import Evidence
 from detector.paths.path_encoding import PathEncoding
@@ -21,16 +24,17 @@ from detector.scoring.compiled_score import LinearScore
 
 
 class KernelEngine:
-    """A decoupled network in the compiled kernel; one thread."""
+    """A decoupled network in the compiled kernel."""
 
     name = "kernel"
 
-    def __init__(self, program: Program, score: LinearScore | None = None) -> None:
+    def __init__(self, program: Program, score: LinearScore | None = None, threads: int = 1) -> None:
         """Find room for the feature maps of `program`.
 
         Args:
             program: of the decoupled network.
             score: what turns a path into a score in the same call; None for no scores.
+            threads: among which the images of a batch are divided; one image takes one.
 
         Raises:
             EngineError: the library was not built.
@@ -60,27 +64,59 @@ class KernelEngine:
             self._floats = floats + max(_scratch(program), self._kernel_score.room) + 256
         self._arenas: list[npt.NDArray[np.float32]] = []
         self._lock = threading.Lock()
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="kernel") if threads > 1 else None
+        self._parts = threads
 
     def answer(self, pixels: Pixels) -> Answers:
-        """As `Engine.answer`."""
+        """As `Engine.answer`.
+
+        Raises:
+            ImageError: the pixels are not of the program's size.
+        """
+        shape = self._program.maps[0]
+        if pixels.shape[1:] != (shape.height, shape.width, shape.channels) or pixels.dtype != np.uint8:
+            raise ImageError(
+                f"expected uint8 pixels of {shape.height} x {shape.width} x {shape.channels}, got {pixels.dtype} "
+                f"{pixels.shape[1:]}"
+            )
         pixels = np.ascontiguousarray(pixels)
         count, classes, filters = len(pixels), self._program.classes, self._program.filters
         class_logits = np.empty((count, classes), np.float32)
         gate_logits = np.empty((count, filters), np.float32)
         bits = np.empty((count, filters), np.bool_)
         scores = np.empty(count, np.float64) if self._score is not None else None
+
+        def run(part: slice) -> None:
+            own_scores = None if scores is None else scores[part]
+            self._answer(pixels[part], class_logits[part], gate_logits[part], bits[part], own_scores)
+
+        if self._threads is None or count < 2:
+            run(slice(None))
+        else:
+            ends = np.linspace(0, count, min(self._parts, count) + 1).astype(int).tolist()
+            list(self._threads.map(run, [slice(begin, end) for begin, end in pairwise(ends)]))
+        return Answers(Evidence(class_logits, gate_logits, PathEncoding(bits, self._program.layers)), scores)
+
+    def _answer(
+        self,
+        pixels: Pixels,
+        class_logits: npt.NDArray[np.float32],
+        gate_logits: npt.NDArray[np.float32],
+        bits: npt.NDArray[np.bool_],
+        scores: npt.NDArray[np.float64] | None,
+    ) -> None:
+        """Write what there is to say about `pixels` into the other arrays; the library lets other threads run."""
         with self._lock:
             arena = self._arenas.pop() if self._arenas else np.zeros(self._floats, np.float32)
         failed = self._run(
-            ctypes.byref(self._layout), count, self._image_bytes, self._widest, pixels.ctypes.data, arena.ctypes.data,
-            class_logits.ctypes.data, gate_logits.ctypes.data, bits.ctypes.data,
+            ctypes.byref(self._layout), len(pixels), self._image_bytes, self._widest, pixels.ctypes.data,
+            arena.ctypes.data, class_logits.ctypes.data, gate_logits.ctypes.data, bits.ctypes.data,
             None if scores is None else scores.ctypes.data,
         )  # fmt: skip
         with self._lock:
             self._arenas.append(arena)
         if failed:
             raise MemoryError("expected room for the marks of a path, got none")
-        return Answers(Evidence(class_logits, gate_logits, PathEncoding(bits, self._program.layers)), scores)
 
 
 def _layout_of(step: Step) -> StepLayout:

@@ -62,7 +62,7 @@ def test_the_fastest_was_measured_with_all_that_are_there(network):
 
 
 def test_without_the_library_another_engine_serves_and_the_log_says_how_to_get_it(network, monkeypatch, caplog):
-    def missing(_program, _score):
+    def missing(*_):
         raise EngineError("expected the compiled kernel, got none: `make kernel`")
 
     monkeypatch.setattr(choice, "KernelEngine", missing)

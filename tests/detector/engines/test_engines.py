@@ -15,7 +15,7 @@ from detector.engines.masked import MaskedEngine
 from detector.engines.onnx import OnnxEngine
 from detector.engines.program import program_of
 from detector.engines.sliced import SlicedEngine
-from detector.errors import EngineError
+from detector.errors import EngineError, ImageError
 from detector.images import ImageSpec
 from detector.network.decouple import decouple
 from detector.network.networks import build_network
@@ -90,6 +90,29 @@ def test_the_kernel_says_the_same_with_narrower_vectors(instructions):
         library().pathguard_use(None)
 
     assert found.exact, found
+
+
+@needs_kernel
+@pytest.mark.parametrize("count", [0, 1, 2, 7])
+def test_the_kernel_says_the_same_with_more_threads(count):
+    spec = ImageSpec(9, 11, 1)
+    program = program_of(settled(build_network("resnet8", 1, 4), tensor(spec)), spec)
+    images = smooth_images(spec, count, seed=1)
+
+    one, three = (KernelEngine(program, threads=threads).answer(images).evidence for threads in (1, 3))
+
+    np.testing.assert_array_equal(one.class_logits, three.class_logits)
+    np.testing.assert_array_equal(one.gate_logits, three.gate_logits)
+    np.testing.assert_array_equal(one.path.bits, three.path.bits)
+
+
+@needs_kernel
+@pytest.mark.parametrize("wrong", [np.zeros((1, 8, 9, 1), np.uint8), np.zeros((1, 8, 8, 1), np.float32)])
+def test_the_kernel_reads_no_pixels_of_another_size(wrong):
+    engine = KernelEngine(program_of(decouple(build_network("resnet8", 1, 4)), ImageSpec(8, 8, 1)))
+
+    with pytest.raises(ImageError, match="^expected uint8 pixels of 8 x 8 x 1, got"):
+        engine.answer(wrong)
 
 
 @every_engine
