@@ -178,6 +178,7 @@ class Explainer:
         self._score = compile_score(self._classifier)
         self._calibration = bundle.calibration()
         self._features = bundle.features(self.network.layers)
+        self._columns = self._features.columns()
         self._corrector = Corrector(self.network, self.usual)
         self.max_false_alarm_rate = bundle.detector_info().max_false_alarm_rate
         self.spec = bundle.manifest.network.spec
@@ -279,7 +280,7 @@ class Explainer:
         of_filters = np.zeros(sum(self.network.layers.values()))
         of_layers: defaultdict[str, float] = defaultdict(float)
         others: defaultdict[str, float] = defaultdict(float)
-        for column, part in zip(self._features.columns(), parts.tolist(), strict=True):
+        for column, part in zip(self._columns, parts.tolist(), strict=True):
             if column.layer is None:
                 others[column.kind] += part
                 continue
