@@ -57,7 +57,7 @@ class Page:
             raise RuntimeError(json.dumps(found["exceptionDetails"])[:500])
         return found["result"].get("value")
 
-    def wait(self, expression: str, seconds: float = 20.0) -> float:
+    def wait(self, expression: str, seconds: float = 60.0) -> float:
         """Wait until an expression is true.
 
         Returns:

@@ -11,6 +11,7 @@
  * No Python here: the library is called through ctypes, and the caller checks all sizes.
  */
 
+#include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -46,12 +47,14 @@ struct step {
 /* A weighted sum of features; null for kinds of them that it does not read. See detector/paths/features.py. */
 struct score {
     const double *bits, *logits, *margins; /* weights of each column */
+    const double *doubts;                  /* of each class behind the first, then of the log-odds */
     const double *path_fit, *gate_fit;     /* of fit and lead of each layer, then of the whole path */
     const float *odds;                     /* path_fit: log-odds, (classes, filters) */
     const double *closed;                  /* path_fit: sum of log-probabilities of closed filters, (layers, classes) */
     const float *centre;                   /* gate_fit: (filters) */
     const float *whitening;                /* gate_fit: each layer's (width, width), one behind the other */
     const float *means;                    /* gate_fit: each layer's (classes, width), likewise, whitened */
+    const uint8_t *known;                  /* gate_fit: whether anything was learnt of the class, (classes) */
     const int32_t *widths;                 /* filters of each layer */
     int32_t layers;
     double offset;
@@ -449,6 +452,9 @@ static void likelihoods(const struct program *p, int kind, int layer, int first,
         for (int j = 0; j < width; j++) sum += (room[j] - mean[j]) * (room[j] - mean[j]);
         likely[k] = -0.5 * sum / width;
     }
+    double worst = 0;
+    for (int k = 0; k < p->classes; k++) if (score->known[k] && likely[k] < worst) worst = likely[k];
+    for (int k = 0; k < p->classes; k++) if (!score->known[k]) likely[k] = worst;
 }
 
 /* What the fit of each layer, and of all, to the predicted class adds to the score. */
@@ -486,10 +492,19 @@ static double score_of(const struct program *p, const float *class_logits, const
     if (score->bits)
         for (int f = 0; f < p->filters; f++) sum += bits[f] ? score->bits[f] : 0;
     if (score->logits) sum += product(score->logits, gate_logits, p->filters);
-    if (score->margins) {
+    if (score->margins || score->doubts) {
         memcpy(room, class_logits, 4 * p->classes);
         qsort(room, p->classes, sizeof(float), descending);
+    }
+    if (score->margins)
         for (int k = 1; k < p->classes; k++) sum += score->margins[k - 1] * (double)(room[0] - room[k]);
+    if (score->doubts) {
+        double odds = 0;
+        for (int k = 1; k < p->classes; k++) {
+            sum += score->doubts[k - 1] * exp((double)(room[k] - room[0]));
+            odds += exp((double)(room[k] - room[1]));
+        }
+        sum += score->doubts[p->classes - 1] * (room[1] - room[0] + log(odds));
     }
     if (score->path_fit) sum += fits(p, 0, predicted, gate_logits, bits, room);
     if (score->gate_fit) sum += fits(p, 1, predicted, gate_logits, bits, room);

@@ -20,8 +20,8 @@ class _ScoreLayout(ctypes.Structure):
         *(
             (name, ctypes.c_void_p)
             for name in (
-                "bits", "logits", "margins", "path_fit", "gate_fit", "odds", "closed", "centre", "whitening", "means",
-                "widths",
+                "bits", "logits", "margins", "doubts", "path_fit", "gate_fit", "odds", "closed", "centre", "whitening",
+                "means", "known", "widths",
             )
         ),
         ("layers", ctypes.c_int32),
@@ -64,7 +64,7 @@ class KernelScore:
 
 def _score_arrays(score: LinearScore) -> dict[str, npt.NDArray[Any]]:
     """The arrays of `struct score`, by field."""
-    names = {"bits": "bits", "gates": "logits", "margins": "margins"}
+    names = {"bits": "bits", "gates": "logits", "margins": "margins", "doubts": "doubts"}
     names |= {"path-likelihoods": "path_fit", "gate-likelihoods": "gate_fit"}
     if not names.keys() >= score.weights.keys():
         raise EngineError(f"expected features of {', '.join(names)}, got {', '.join(score.weights)}")
@@ -77,6 +77,7 @@ def _score_arrays(score: LinearScore) -> dict[str, npt.NDArray[Any]]:
         parts = np.split(np.asarray(path["closed"], np.float64), ends, axis=1)
         arrays["closed"] = np.stack([part.sum(axis=1) for part in parts])
     if (gates := learnt.get("gate-likelihoods")) is not None:
+        arrays["known"] = np.asarray(gates["known"], np.uint8)
         arrays["centre"] = np.ascontiguousarray(gates["centre"], np.float32)
         for field, name in (("whitening", "whitening"), ("means", "means")):
             pieces = [np.asarray(gates[f"{name}-{place}"], np.float32).ravel() for place in range(len(layers))]

@@ -169,6 +169,8 @@ def _whole(value: _Value, channels: int) -> _Value:
 def _other(
     step: Step, tensors: dict[str, Tensor], value: _Value, other: _Value | None, before: FeatureMap, after: FeatureMap
 ) -> _Value:
+    if not value.tensor.shape[1]:  # torch pools no image without channels
+        value = _whole(value, before.channels)
     numbers, tensor = step.numbers, value.tensor
     match step.kind:
         case kinds.RELU:

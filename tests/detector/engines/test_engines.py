@@ -158,6 +158,7 @@ def test_the_answer_about_an_image_does_not_depend_on_the_batch(engine):
     ("engine", "kinds"),
     [
         *((engine, kinds) for engine in (KernelEngine, OnnxEngine) for kinds in ("bits", "gates+margins", "margins")),
+        (KernelEngine, "doubts"),
         (KernelEngine, "path-likelihoods"),
         (KernelEngine, "gate-likelihoods"),
         (KernelEngine, "all"),
