@@ -15,7 +15,7 @@ WORKDIR /source
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY pathguard/version.py pathguard/version.py
 RUN pip --python /opt/pathguard/bin/python install --no-cache-dir --disable-pip-version-check \
-        --extra-index-url "${TORCH_INDEX}" -c constraints.txt ".[serve]" \
+        --extra-index-url "${TORCH_INDEX}" -c constraints.txt ".[onnx]" \
     && pip --python /opt/pathguard/bin/python uninstall --yes pathguard \
     && rm -rf /opt/pathguard/lib/python3.11/site-packages/torch/include \
         /opt/pathguard/lib/python3.11/site-packages/torch/test

@@ -90,7 +90,7 @@ build/tools/.installed: deploy/requirements.txt
 # As in the Dockerfile.
 build/serving/.installed: .venv/.installed pyproject.toml constraints.txt
 	$(PYTHON) -m venv --without-pip build/serving
-	$(BIN)/pip --python build/serving/bin/python install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt ".[serve]"
+	$(BIN)/pip --python build/serving/bin/python install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt ".[onnx]"
 	$(BIN)/pip --python build/serving/bin/python uninstall -q --yes pathguard
 	touch $@
 
