@@ -22,7 +22,9 @@ RUN pip --python /opt/pathguard/bin/python install --no-cache-dir --disable-pip-
 # To pip an index that cannot be reached is only a warning, and it takes gigabytes of CUDA libraries instead.
 RUN case "${TORCH_INDEX}" in */cpu) pip --python /opt/pathguard/bin/python show torch | grep '^Version: .*+cpu$' ;; esac
 
-# For the engine that skips closed filters (detector/engines/kernel.c); the compiler stays behind in this stage.
+# For the engine that skips closed filters (detector/engines/kernel.c); the compiler stays behind in this stage, and any
+# version of it will do.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/*
