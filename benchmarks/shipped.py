@@ -3,7 +3,8 @@
     python -m benchmarks.shipped [NAME...] [--data-dir DIR] [--models DIR] [--work DIR]
 
 Stages that a bundle already has are not made again, and an interrupted one goes on. The seed is 0 throughout. The
-attacked images stay in the work folder; beside each bundle lies `evaluation.json`, what `pathguard evaluate` printed.
+attacked images and the atlas stay in the work folder; beside each bundle lies `evaluation.json`, what `pathguard
+evaluate` printed.
 """
 
 import os
@@ -79,6 +80,8 @@ def _make(recipe: Recipe, bundle: Path, work: Path, data_dir: Path | None) -> No
     _run(f"attack --bundle {bundle} --recipes {recipe.attacks} --limit {recipe.limit} --out {work}", data_dir)
     if Bundle(bundle).manifest.detector is None:
         _run(f"fit --bundle {bundle} --attacks {work} --seed 0", data_dir)
+    if not Bundle(bundle).has_usual_paths:
+        _run(f"interpret --bundle {bundle} --data {recipe.data} --attacks {work} --out {work}-atlas", data_dir)
     judged = _run(f"evaluate --bundle {bundle} --attacks {work} --json", data_dir)
     write_whole(bundle / "evaluation.json", judged)
 
