@@ -54,7 +54,7 @@ SHIPPED: Mapping[str, Recipe] = {
         train="--network resnet20 --epochs 60 --cycles 2 --learning-rate 0.15",
         decouple="--keep 0.7 --epochs 16",
         attacks="fgsm,pgd,pgd-2,pgd-l2,deepfool,cw",
-        limit=2000,
+        limit=500,
     ),
 }
 
