@@ -43,8 +43,9 @@ class Page:
     def show(self, address: str, width: int = 1280, height: int = 900) -> None:
         """Opens an address in a window of that size."""
         self._call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        self.ask("window.isLeft = true")  # the page before is complete too, until the new one takes its place
         self._call("Page.navigate", url=address)
-        self.wait("document.readyState === 'complete' && location.href !== 'about:blank'")
+        self.wait("!window.isLeft && document.readyState === 'complete' && location.href !== 'about:blank'")
 
     def ask(self, expression: str) -> Any:
         """The value of a JavaScript expression; of a promise, what it comes to.
