@@ -61,7 +61,9 @@ async function take(file) {
   at("results").replaceChildren();
   at("attack-fields").disabled = true;
   chosen = null;
-  if (model && file.size > model.max_upload_bytes) {
+  if (!model) await begin(); // dropped before the page knew the model
+  if (!model) return;
+  if (file.size > model.max_upload_bytes) {
     asked++;
     const most = model.max_upload_bytes / 2 ** 20;
     tell(`Expected an image file of at most ${most} MiB, got ${(file.size / 2 ** 20).toFixed(0)} MiB.`);

@@ -71,7 +71,7 @@ def test_people_drop_images_attack_them_and_are_told_what_is_wrong(address, phot
         second.drop("two.png", photos[1])
         second.wait(f"{SHOWN} === 1")
         assert second.ask(PROBLEM) == ""
-        # A narrow window: nothing runs out of it.
+        # A narrow window: nothing runs out of it. An image may be dropped before the page knows the model.
         first.show(address, width=360, height=800)
         first.drop("one.png", photos[0])
         first.wait(f"{SHOWN} === 1")
