@@ -13,6 +13,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -28,12 +29,14 @@ from benchmarks.report import Row, print_rows, write_rows
 from detector.batches import to_tensor
 from detector.bundle import Bundle
 from detector.datasets import ImageSet, Splits, load_splits
+from detector.errors import ArtifactError
 from detector.images import Pixels, encode_png
 from detector.interpretation.atlas import make_atlas, purest_of_each_class
 from detector.interpretation.atlas_page import write_atlas
 from detector.interpretation.closing import close_combinations
-from detector.interpretation.concepts import find_combinations, judge_combinations
+from detector.interpretation.concepts import Cut, find_combinations, judge_combinations, nmf_parts
 from detector.interpretation.explanation import Explainer
+from detector.network.decouple import GatedNet
 from detector.paths.encoder import encode, encode_set
 from detector.paths.path_encoding import PathEncoding
 from detector.scoring.detector import Detector
@@ -65,7 +68,7 @@ def main(
     if bundles:
         splits = load_splits(bundles[0].manifest.network.data, data_dir)
         for seed, opened in enumerate(bundles):
-            rows += list(_combination_rows(opened, splits, seed))
+            rows += list(_combination_rows(combination_figures(seen_paths(opened, splits), seed), seed))
         rows += list(_correction_rows(bundles[0], splits, attacks))
     else:
         rows += _unmeasured()
@@ -75,39 +78,90 @@ def main(
         write_rows(json, rows)
 
 
-def _combination_rows(bundle: Bundle, splits: Splits, seed: int) -> Iterator[Row]:
-    """Purity and causes of the purest combination of each class, means over the classes."""
-    network = bundle.network()
-    fitted, judged = probe_images(splits.train), splits.fitting
-    found = PathEncoding.stacked([part.path for part in encode_set(network, fitted)])
-    path = PathEncoding.stacked([part.path for part in encode_set(network, judged)])
-    classes = len(judged.class_names)
-    combinations = find_combinations(found, fitted.labels, classes, seed=seed)
-    # Chosen on the images that they were found on, judged on others.
-    chosen = [one.combination for one in purest_of_each_class(
-        judge_combinations(combinations, found, fitted.labels, seed)
-    )]  # fmt: skip
+@dataclass(frozen=True, slots=True)
+class CombinationFigures:
+    """What the purest combination of each class is worth, means over the classes, in points of a hundred.
+
+    Attributes:
+        combinations: how many are shared by an image that they were not found on.
+        over_single: purity less that of their best filter alone.
+        over_random: purity less that of random ones of their size.
+        own: fall of the accuracy of their class when they are closed.
+        others: the mean fall of the other classes.
+    """
+
+    combinations: int
+    over_single: float
+    over_random: float
+    own: float
+    others: float
+
+
+@dataclass(frozen=True, slots=True)
+class SeenPaths:
+    """A network and its paths: of the images that combinations are found on, and of those they are judged on."""
+
+    network: GatedNet
+    found: PathEncoding
+    found_labels: npt.NDArray[np.int64]
+    path: PathEncoding
+    judged: ImageSet
+
+
+def seen_paths(bundle: Bundle, splits: Splits) -> SeenPaths:
+    """Training images that a probe is fitted on, and the split fitting."""
+    network, fitted, judged = bundle.network(), probe_images(splits.train), splits.fitting
+    found, path = (
+        PathEncoding.stacked([part.path for part in encode_set(network, images)]) for images in (fitted, judged)
+    )
+    return SeenPaths(network, found, fitted.labels, path, judged)
+
+
+def combination_figures(seen: SeenPaths, seed: int, cut: Cut = nmf_parts) -> CombinationFigures:
+    """Combinations are found and chosen on some images, and judged on others.
+
+    Args:
+        seen: a network and its paths.
+        seed: of the cut and of the random combinations.
+        cut: what groups the filters of a class.
+
+    Raises:
+        ArtifactError: no combination is shared by an image that is judged.
+    """
+    found, path, judged = seen.found, seen.path, seen.judged
+    combinations = find_combinations(found, seen.found_labels, len(judged.class_names), seed=seed, cut=cut)
+    chosen = [
+        one.combination
+        for one in purest_of_each_class(judge_combinations(combinations, found, seen.found_labels, seed))
+    ]
     purities = [one for one in judge_combinations(chosen, path, judged.labels, seed) if not math.isnan(one.purity)]
-    what = f"seed {seed}, {len(chosen)} combinations"
     if not purities:
-        yield Row(figure=f"{what}: none was shared by an image", value=None)
-        return
-    purer = 100 * np.array([[one.purity - one.single, one.purity - one.random] for one in purities]).mean(axis=0)
+        raise ArtifactError("expected combinations that images of the split fitting share, got none")
+    closings = close_combinations(seen.network, judged, [one.combination for one in purities])
+    return CombinationFigures(
+        combinations=len(purities),
+        over_single=100 * float(np.mean([one.purity - one.single for one in purities])),
+        over_random=100 * float(np.mean([one.purity - one.random for one in purities])),
+        own=100 * float(np.mean([one.own for one in closings])),
+        others=100 * float(np.mean([one.others for one in closings])),
+    )
+
+
+def _combination_rows(found: CombinationFigures, seed: int) -> Iterator[Row]:
+    what = f"seed {seed}, {found.combinations} combinations"
     yield Row(
-        figure=f"{what}: purer than their best filter alone, points", value=float(purer[0]), bar=PURER_THAN_SINGLE,
+        figure=f"{what}: purer than their best filter alone, points", value=found.over_single, bar=PURER_THAN_SINGLE,
         at_most=False,
     )  # fmt: skip
     yield Row(
-        figure=f"{what}: purer than random ones of their size, points", value=float(purer[1]), bar=PURER_THAN_RANDOM,
-        at_most=False,
+        figure=f"{what}: purer than random ones of their size, points", value=found.over_random,
+        bar=PURER_THAN_RANDOM, at_most=False,
     )  # fmt: skip
-    closings = close_combinations(network, judged, chosen)
-    own, others = (100 * float(np.mean([getattr(one, name) for one in closings])) for name in ("own", "others"))
-    yield Row(figure=f"{what}: closed, accuracy of the class falls by, points", value=own)
-    yield Row(figure=f"{what}: closed, accuracy of the others falls by, points", value=others)
+    yield Row(figure=f"{what}: closed, accuracy of the class falls by, points", value=found.own)
+    yield Row(figure=f"{what}: closed, accuracy of the others falls by, points", value=found.others)
     yield Row(
         figure=f"{what}: closed, the class loses times as much",
-        value=own / others if others > 0 else None,
+        value=found.own / found.others if found.others > 0 else None,
         bar=CLOSING_RATIO,
         at_most=False,
     )

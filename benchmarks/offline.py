@@ -64,8 +64,8 @@ def main() -> None:
     import torch
 
     from detector.bundle import Bundle
+    from detector.memory import keep_freed_memory
     from detector.scoring.detector import Detector
-    from service.memory import keep_freed_memory
 
     if given.keep_memory:
         keep_freed_memory()

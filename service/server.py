@@ -20,6 +20,7 @@ from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from grpc_reflection.v1alpha import reflection
 
 from detector.images import Pixels
+from detector.memory import keep_freed_memory
 from protos.inference.grpc_service_pb2 import DESCRIPTOR as INFERENCE
 from protos.inference.grpc_service_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 from protos.pathguard.v1.detection_pb2 import DESCRIPTOR as DETECTION
@@ -36,7 +37,6 @@ from service.interceptors import ErrorWrapper, Wrapper, WrappingInterceptor
 from service.kept_files import KeptFiles
 from service.lifecycle import Lifecycle
 from service.listener import Listener, address
-from service.memory import keep_freed_memory
 from service.model import Answer, Job, Model, ask, run_jobs
 from service.models.keeper import Keeper, Load, show_models
 from service.models.registry import Registry, served

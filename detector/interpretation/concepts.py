@@ -8,7 +8,7 @@ are a combination. What it is worth is judged on other images.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,9 @@ from detector.interpretation.census import Census, Doubles
 from detector.paths.path_encoding import Bits, PathEncoding
 
 Labels = npt.NDArray[np.int64]
+# Weighted open bits of one class's images `(images, filters)`, how many parts, and a seed -> how much each filter
+# belongs to each part, `(parts, filters)`, 0 where it does not.
+Cut = Callable[[Doubles, int, int], Doubles]
 
 # Of a class's images, at least this share must have a combination open for it to count.
 LEAST_SHARE = 0.2
@@ -66,8 +69,21 @@ class Purity:
     random: float
 
 
+def nmf_parts(weighted: Doubles, parts: int, seed: int) -> Doubles:
+    """Parts by non-negative matrix factorisation: a `Cut`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # what is found is judged on other images anyway
+        model = NMF(parts, init="nndsvda", random_state=seed, max_iter=100).fit(weighted)
+    return np.asarray(model.components_)
+
+
 def find_combinations(
-    path: PathEncoding, labels: Labels, classes: int, parts: int = PARTS_OF_EACH_CLASS, seed: int = 0
+    path: PathEncoding,
+    labels: Labels,
+    classes: int,
+    parts: int = PARTS_OF_EACH_CLASS,
+    seed: int = 0,
+    cut: Cut = nmf_parts,
 ) -> list[Combination]:
     """Combinations of each class, on images that are not used to judge them.
 
@@ -76,7 +92,8 @@ def find_combinations(
         labels: their classes, `int64`, `(images,)`.
         classes: how many there are.
         parts: groups of filters looked for in each class.
-        seed: of the factorisation's first guess.
+        seed: of the cut's first guess.
+        cut: what groups the filters of a class; `benchmarks/concepts.py` compares others.
     """
     census = Census(path.layers, classes)
     census.add(path, labels)
@@ -86,7 +103,7 @@ def find_combinations(
         bits = path.bits[labels == label]
         if len(bits) <= parts:
             continue
-        for loadings in _parts(bits * weights[label], parts, seed):
+        for loadings in cut(bits * weights[label], parts, seed):
             filters = _longest(bits, np.argsort(-loadings * weights[label], kind="stable"), loadings > 0)
             if filters and all(filters != other.filters for other in found):
                 found.append(Combination(filters, label))
@@ -103,14 +120,6 @@ def class_weights(census: Census) -> Doubles:
     ordered = np.sort(rates, axis=0)
     highest_other = np.where(rates == ordered[-1], ordered[-2], ordered[-1])
     return np.asarray(np.maximum(rates - highest_other, 0.0))
-
-
-def _parts(weighted: Doubles, parts: int, seed: int) -> Doubles:
-    """Loadings of each part, `(parts, filters)`."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # what is found is judged on other images anyway
-        model = NMF(parts, init="nndsvda", random_state=seed, max_iter=100).fit(weighted)
-    return np.asarray(model.components_)
 
 
 def _longest(bits: Bits, order: npt.NDArray[np.intp], allowed: npt.NDArray[np.bool_]) -> tuple[int, ...]:

@@ -36,7 +36,9 @@ def attack(
     from attacks.stages import make_attacks
     from attacks.suites import recipes_named
     from detector.bundle import Bundle
+    from detector.memory import keep_freed_memory
 
+    keep_freed_memory()
     chosen = recipes_named(recipes)
     opened = Bundle(bundle, trust)
     splits = splits_of(opened.manifest.network.data, data_dir, image_size)

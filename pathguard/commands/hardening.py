@@ -35,8 +35,10 @@ def harden(
     from attacks.hardening import Hardening
     from attacks.hardening import harden as run
     from detector.bundle import Bundle
+    from detector.memory import keep_freed_memory
     from detector.network.schedule import Schedule
 
+    keep_freed_memory()
     opened = Bundle(bundle, trust)
     splits = splits_of(opened.manifest.network.data, data_dir, image_size)
     splits = replace(splits, train=splits.train.first(limit))

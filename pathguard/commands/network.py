@@ -36,9 +36,11 @@ def train(
     json_: Json = False,
 ) -> None:
     """Train a plain backbone: the first stage of a bundle. Run again to go on after an interruption."""
+    from detector.memory import keep_freed_memory
     from detector.network.schedule import Schedule
     from detector.stages import make_backbone
 
+    keep_freed_memory()
     splits = splits_of(data, data_dir, image_size)
     splits = replace(splits, train=splits.train.first(limit))
     schedule = Schedule(epochs, batch, learning_rate, flip=flip, seed=seed, cycles=cycles)
@@ -85,10 +87,12 @@ def decouple(
 ) -> None:
     """Put gates into a backbone and train them: the second stage. Run again to go on after an interruption."""
     from detector.bundle import Bundle
+    from detector.memory import keep_freed_memory
     from detector.network.networks import NETWORKS
     from detector.network.schedule import Schedule
     from detector.stages import make_decoupled
 
+    keep_freed_memory()
     if weights is not None:
         opened = _brought(network, weights, data, data_dir, image_size, out, pixel_mean, pixel_std, resize)
     else:
