@@ -136,6 +136,9 @@ RECIPES: Mapping[str, Recipe] = {
                source="backbone"),
         Recipe("mi-fgsm-transfer", "linf", EIGHT, lambda eps, **s: Ascent("linf", eps, **s),
                {**MI_FGSM, "stop": False}, source="backbone"),
-        Recipe("pgd-end", "linf", EIGHT, lambda eps, **s: Ascent("linf", eps, start=True, **s), TO_THE_END),
+        # All steps, as most papers run them: far beyond the boundary, where the same success lies further from it.
+        Recipe("bim-end", "linf", EIGHT, lambda eps, **s: Ascent("linf", eps, **s), TO_THE_END),
+        *on_grid(Recipe("pgd-end", "linf", EIGHT, lambda eps, **s: Ascent("linf", eps, start=True, **s), TO_THE_END)),
+        Recipe("pgd-l2-end", "l2", HALF, lambda eps, **s: Ascent("l2", eps, start=True, **s), TO_THE_END),
     )
 }  # fmt: skip

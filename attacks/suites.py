@@ -39,9 +39,9 @@ class Suite:
 
 QUICK = ("fgsm", "pgd", "pgd-2", "pgd-l2")
 STANDARD = (
-    "fgsm-1", "fgsm-2", "fgsm-4", "fgsm", "bim-2", "bim", "pgd-1", "pgd-2", "pgd-4", "pgd", "mi-fgsm", "pgd-end",
-    "apgd-ce-2", "apgd-ce", "apgd-dlr", "pgd-l2", "apgd-l2", "pgd-targeted", "pgd-frozen", "fgsm-transfer",
-    "pgd-transfer", "noise-pgd", "noise-pgd-2",
+    "fgsm-1", "fgsm-2", "fgsm-4", "fgsm", "bim-2", "bim", "bim-end", "pgd-1", "pgd-2", "pgd-4", "pgd", "pgd-end-2",
+    "pgd-end", "mi-fgsm", "apgd-ce-2", "apgd-ce", "apgd-dlr", "pgd-l2", "pgd-l2-end", "apgd-l2", "pgd-targeted",
+    "pgd-frozen", "fgsm-transfer", "pgd-transfer", "noise-pgd", "noise-pgd-2",
 )  # fmt: skip
 STANDARD_ON_FEWER = {"deepfool": 1000, "cw": 1000, "noise-cw": 1000, "square": 1000, "sparsefool": 500, "ddn": 500,
                      "ead": 500}  # fmt: skip

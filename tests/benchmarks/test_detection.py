@@ -35,8 +35,8 @@ def judged(network, seed, cw, baseline, realised=0.05):
 def test_every_bar_is_a_row_also_where_nothing_was_measured():
     rows = bars([], [])
 
-    assert len(rows) == 24
-    assert all(row.value is None and row.met is None and row.bar is not None for row in rows)
+    assert sum(row.bar is not None for row in rows) == 24
+    assert all(row.value is None and row.met is None for row in rows)
 
 
 def test_a_bar_is_held_against_the_mean_over_seeds_of_the_worse_network():
