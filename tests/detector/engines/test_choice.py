@@ -61,6 +61,36 @@ def test_the_fastest_was_measured_with_all_that_are_there(network):
     assert next(iter(chosen.engines.values())).name == min(one, key=one.__getitem__)
 
 
+def chosen_by_a_clock(monkeypatch, milliseconds, hopeless):
+    """What is chosen of engines that take so long for an image, and how often each was run."""
+    now, runs = [0.0], dict.fromkeys(milliseconds, 0)
+
+    class Slow(Marked):
+        def answer(self, pixels):
+            now[0] += milliseconds[self.name] * len(pixels) / 1000
+            runs[self.name] += 1
+            return super().answer(pixels)
+
+    monkeypatch.setattr(choice.time, "perf_counter", lambda: now[0])
+    engines = {name: Slow(name) for name in milliseconds}
+    return choice._fastest(engines, smooth_images(SPEC, 32), {}, hopeless), runs
+
+
+def test_an_engine_that_is_hopelessly_slow_for_one_image_is_not_waited_for(monkeypatch):
+    chosen, runs = chosen_by_a_clock(monkeypatch, {"masked": 100.0, "kernel": 1.0, "onnx": 2.0}, hopeless=4.0)
+
+    assert chosen.name == "kernel"
+    assert runs["masked"] == 2
+    assert set(chosen.milliseconds["masked"]) == {1}
+    assert set(chosen.milliseconds["onnx"]) == {1, 8, 32}
+
+
+def test_where_batches_may_turn_the_order_round_all_are_timed(monkeypatch):
+    chosen, _ = chosen_by_a_clock(monkeypatch, {"masked": 10.0, "kernel": 1.0}, hopeless=np.inf)
+
+    assert set(chosen.milliseconds["masked"]) == {1, 8, 32}
+
+
 def test_without_the_library_another_engine_serves_and_the_log_says_how_to_get_it(network, monkeypatch, caplog):
     def missing(*_):
         raise EngineError("expected the compiled kernel, got none: `make kernel`")
