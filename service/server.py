@@ -31,6 +31,7 @@ from service.access.wrapper import AccessWrapper
 from service.batching import BatchRun, MicroBatcher
 from service.config import ServiceConfig
 from service.errors import ConfigError
+from service.grpc_server import grpc_server
 from service.health import Health
 from service.inference_servicer import InferenceServicer
 from service.interceptors import ErrorWrapper, Wrapper, WrappingInterceptor
@@ -243,9 +244,9 @@ class Server:
     def _made_server(self) -> grpc.aio.Server:
         """gRPC's server with all services, not started."""
         config = self._config
-        server = grpc.aio.server(
-            interceptors=[self._interceptor],
-            options=[
+        server = grpc_server(
+            [self._interceptor],
+            [
                 # On by default: a second server would take the same port in silence, and half of the calls.
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", config.max_message_bytes),

@@ -27,14 +27,12 @@ class Load:
     """What the callers have seen so far.
 
     Attributes:
-        latencies: seconds of each answered call, from its first try on.
+        latencies: seconds of each answered call.
         problems: wrong answers, and calls that failed.
-        retried: calls that found nobody or were cut off, and were tried again.
     """
 
     latencies: list[float] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    retried: int = 0
 
     def wait_for(self, more: int, seconds: float = 30.0) -> bool:
         """Whether so many more calls are answered in time."""
@@ -52,7 +50,6 @@ def load(
     *,
     callers: int = 1,
     pause: float = 0.01,
-    patient: bool = False,
     calls_per_connection: int | None = None,
     credentials: grpc.ChannelCredentials | None = None,
 ) -> Iterator[Load]:
@@ -64,7 +61,6 @@ def load(
         outcome: where figures and problems go at the end.
         callers: how many, each with a connection of its own.
         pause: seconds between an answer and the caller's next call.
-        patient: whether a caller who finds nobody, or whose call is cut off, tries again for some seconds.
         calls_per_connection: how many before a caller connects anew; None for never.
         credentials: for TLS.
     """
@@ -80,7 +76,7 @@ def load(
                     if over.is_set():
                         return
                     turn += 1
-                    await _call(detect, known, turn % len(known.raw), seen, patient)
+                    await _call(detect, known, turn % len(known.raw), seen)
                     await asyncio.sleep(pause)
 
     async def all_callers() -> None:
@@ -104,31 +100,22 @@ def load(
         calls = int(outcome.figures.get("calls beside it", 0)) + len(seen.latencies)
         most = max(slowest * 1000, float(outcome.figures.get("slowest of them, ms", 0.0)))
         outcome.figures |= {"calls beside it": calls, "slowest of them, ms": most}
-        if seen.retried:
-            outcome.figures["of them tried again"] = seen.retried
         outcome.problems += [f"beside it: {problem}" for problem in seen.problems[:_SHOWN_PROBLEMS]]
         outcome.expect(slowest < PATIENCE_SECONDS, f"a caller beside it waited {slowest:.1f} s")
 
 
-async def _call(detect: Any, known: Known, index: int, seen: Load, patient: bool) -> None:
+async def _call(detect: Any, known: Known, index: int, seen: Load) -> None:
     request = pb.DetectRequest(images=[known.raw[index]]).SerializeToString()
     begun = time.perf_counter()
-    while True:
-        try:
-            response = await detect(request, timeout=_TIMEOUT_SECONDS)
-        except grpc.aio.AioRpcError as error:
-            gone = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-            if gone and patient and time.perf_counter() - begun < PATIENCE_SECONDS:
-                seen.retried += 1
-                await asyncio.sleep(0.1)
-                continue
-            seen.problems.append(f"{error.code().name}: {error.details()}")
-            await asyncio.sleep(0.1)
-            return
-        seen.latencies.append(time.perf_counter() - begun)
-        if problem := known.problem(response.results[0], index):
-            seen.problems.append(problem)
+    try:
+        response = await detect(request, timeout=_TIMEOUT_SECONDS)
+    except grpc.aio.AioRpcError as error:
+        seen.problems.append(f"{error.code().name}: {error.details()}")
+        await asyncio.sleep(0.1)
         return
+    seen.latencies.append(time.perf_counter() - begun)
+    if problem := known.problem(response.results[0], index):
+        seen.problems.append(problem)
 
 
 def _channel(target: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:

@@ -1,6 +1,5 @@
 import asyncio
 import socket
-import struct
 
 import grpc
 import pytest
@@ -11,28 +10,16 @@ from service.listener import Listener, address
 from service.server import Server
 from tests.service.conftest import QUICK
 from tests.service.fakes import FakeDetector, request_for
+from tests.service.nameless import nameless_call
 from tests.service.waiting import until
-
-HEADERS, SETTINGS, END_HEADERS = 1, 4, 4
-
-
-def frame(kind, flags, stream, payload=b""):
-    return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
-
-
-def nonsense():
-    """A call whose path is no UTF-8."""
-    fields = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", b"\xe8x"), (b":authority", b"a"),
-              (b"te", b"trailers"), (b"content-type", b"application/grpc")]  # fmt: skip
-    block = b"".join(b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value for name, value in fields)
-    return b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS, 0, 0) + frame(HEADERS, END_HEADERS, 1, block)
 
 
 def restarts(server):
     return server._metrics.registry.get_sample_value("pathguard_server_restarts_total")
 
 
-async def test_a_call_that_ends_grpcs_own_server_ends_neither_the_calls_under_way_nor_the_service(caplog):
+async def test_a_call_that_ends_grpcs_own_server_ends_neither_the_calls_under_way_nor_the_service(caplog, monkeypatch):
+    monkeypatch.setattr("service.grpc_server._KNOWN", False)
     detector = FakeDetector()
     server = Server(detector, QUICK)
     port = await server.start()
@@ -44,7 +31,7 @@ async def test_a_call_that_ends_grpcs_own_server_ends_neither_the_calls_under_wa
         await detector.running()
         for times in range(1, 4):
             with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
-                connection.sendall(nonsense())
+                connection.sendall(nameless_call())
                 await until(lambda times=times: restarts(server) == times)
             await asyncio.sleep(0.1)
         detector.gate.set()
