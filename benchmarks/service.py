@@ -1,6 +1,6 @@
 """What serving costs: delay, throughput, refusals, memory; alone and beside MLServer and LitServe.
 
-    python -m benchmarks.service --bundle DIR [--quick] [--json FILE]
+    python -m benchmarks.service --bundle DIR [--quick] [--only PART] [--json FILE]
                                  [--mlserver-python FILE] [--litserve-python FILE]
 
 Each server is a process of its own with one torch thread, as is this one, and all serve the same network. What is
@@ -12,7 +12,7 @@ sleeping process cost by themselves. `make peers` builds the peers' environments
 import argparse
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -47,21 +47,38 @@ FLAT_CALLS = 100_000
 WARM_UP_TURNS = 50
 DETECT = "/pathguard.v1.DetectionService/Detect"
 PEERS = ("MLServer", "LitServe")
+PARTS = ("delay", "memory", "throughput", "overload", "peers")
 
 
-def measure(bundle: Path, quick: bool, mlserver_python: Path | None, litserve_python: Path | None) -> list[Row]:
-    """Starts the servers with `bundle` and measures them; `quick` takes fewer turns and calls."""
+def measure(
+    bundle: Path,
+    quick: bool,
+    parts: Collection[str] = PARTS,
+    mlserver_python: Path | None = None,
+    litserve_python: Path | None = None,
+) -> list[Row]:
+    """Starts a server with `bundle` for each of `parts` and measures it; `quick` takes fewer turns and calls."""
     torch.set_num_threads(1)
     detector = Detector(Bundle(bundle))
-    with server_process(bundle, threads=1) as (process, target):
-        at_start = resident_megabytes(process.pid)
-        rows = _delay(detector, target, 200 if quick else 2000)
-        rows += _memory(process.pid, target, detector.spec, at_start, quick)
-    with server_process(bundle, threads=1) as (_, target):
-        rows += _saturated(bundle, detector, target, *((5, 0.5) if quick else (15, 2.0)))
-        rows += _overloaded(detector, target, 3 if quick else 20)
-        with peers(bundle, mlserver_python, litserve_python) as others:
-            rows += _beside(detector.spec, [ours(target), *others], *((2, 30, 0.5) if quick else (10, 200, 2.0)))
+    rows = []
+    for part in parts:
+        began = time.perf_counter()
+        with server_process(bundle, threads=1) as (process, target):
+            start = time.perf_counter() - began
+            match part:
+                case "delay":
+                    rows.append(Row(figure="from the start to the first call, s", value=start))
+                    rows += _delay(detector, target, 200 if quick else 2000)
+                case "memory":
+                    rows += _memory(process.pid, target, detector.spec, quick)
+                case "throughput":
+                    rows += _saturated(bundle, detector, target, *((5, 0.5) if quick else (15, 2.0)))
+                case "overload":
+                    rows += _overloaded(detector, target, 3 if quick else 20)
+                case "peers":
+                    with peers(bundle, mlserver_python, litserve_python) as others:
+                        sides = [ours(target), *others]
+                        rows += _beside(detector.spec, sides, *((2, 30, 0.5) if quick else (10, 200, 2.0)))
     return rows
 
 
@@ -85,7 +102,7 @@ def _delay(detector: Detector, target: str, turns: int) -> list[Row]:
         )
     added = ADDED_P50_BAR_MILLISECONDS
     return [
-        Row(figure="forward pass with verdict, p50, ms", value=bare),
+        Row(figure=f"forward pass with verdict by engine {detector.engine}, p50, ms", value=bare),
         Row(figure="empty call (GetModel), p50, ms", value=transport),
         Row(figure="added p50 of Detect, 1 caller, raw pixels, ms", value=served - bare, bar=added),
         Row(figure="the same, PNG file, decoded on both sides, ms", value=served_file - bare_file, bar=added),
@@ -93,8 +110,9 @@ def _delay(detector: Detector, target: str, turns: int) -> list[Row]:
     ]
 
 
-def _memory(pid: int, target: str, spec: ImageSpec, at_start: float | None, quick: bool) -> list[Row]:
+def _memory(pid: int, target: str, spec: ImageSpec, quick: bool) -> list[Row]:
     """Memory after the start, after some calls, and after many."""
+    at_start = resident_megabytes(pid)
     body = raw_request(noise(spec, 1)).SerializeToString()
     asyncio.run(_many(target, body, MEMORY_CALLS))
     after = resident_megabytes(pid)
@@ -287,11 +305,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.service", description=__doc__.splitlines()[0])
     parser.add_argument("--bundle", type=Path, required=True, help="folder of a bundle with a detector")
     parser.add_argument("--quick", action="store_true", help="fewer turns and calls, under a minute")
+    parser.add_argument("--only", action="append", choices=PARTS, help="this part; may be given again")
     parser.add_argument("--mlserver-python", type=Path, help="python of an environment with MLServer")
     parser.add_argument("--litserve-python", type=Path, help="python of an environment with LitServe")
     parser.add_argument("--json", type=Path, help="file to write the rows to")
     given = parser.parse_args()
-    rows = measure(given.bundle, given.quick, given.mlserver_python, given.litserve_python)
+    rows = measure(given.bundle, given.quick, given.only or PARTS, given.mlserver_python, given.litserve_python)
     print_rows("service", rows)
     if given.json:
         write_rows(given.json, rows)
