@@ -37,6 +37,9 @@ Answer = TypeVar("Answer")
 # answer needs on its way back is not in the wait.
 _CAUTION = 2.0
 
+# An item that takes no longer than this may be run on the event loop: its way to the worker and back takes as long.
+_BRIEF_SECONDS = 0.001
+
 # How much one batch more counts in the running estimate of the seconds that an item takes.
 NEWEST_WEIGHT = 0.2
 
@@ -84,7 +87,8 @@ class BatchRun(Generic[Item]):
 class MicroBatcher(Generic[Item, Answer]):
     """Runs the items of many callers together and gives each caller its own answers.
 
-    All methods are for the event loop's thread; `run` is called where the worker works.
+    All methods are for the event loop's thread; `run` is called where the worker works, or, for a single item that is
+    known to be brief, on the loop itself.
     """
 
     def __init__(
@@ -96,6 +100,7 @@ class MicroBatcher(Generic[Item, Answer]):
         max_pending_items: int,
         max_pending_bytes: int,
         on_batch: Callable[[BatchRun[Item]], None] | None = None,
+        brief: Callable[[Item], bool] | None = None,
         worker: Worker | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
@@ -108,6 +113,8 @@ class MicroBatcher(Generic[Item, Answer]):
             max_pending_items: most items admitted and not yet answered, at least 1.
             max_pending_bytes: most bytes admitted and not yet answered, at least 1.
             on_batch: told of every batch when it has been run; must not raise.
+            brief: whether `run` surely ends soon for this item, so that it may be called on the event loop where the
+                item is alone; None for never.
             worker: where `run` is called; None for a thread of the batcher's own.
             clock: seconds that never go back, which deadlines are told by; None for the loop's.
         """
@@ -119,6 +126,7 @@ class MicroBatcher(Generic[Item, Answer]):
         self._loop = asyncio.get_running_loop()
         self._clock = self._loop.time if clock is None else clock
         self._on_batch = on_batch
+        self._brief = brief
         self._numbers = itertools.count()
         self._waiting: list[_Submission[Item, Answer]] = []  # by deadline, then by arrival
         self._running: _Batch[Item, Answer] | None = None
@@ -229,9 +237,23 @@ class MicroBatcher(Generic[Item, Answer]):
     def _start(self) -> None:
         self._wake = None
         batch = self._next_batch()
-        if batch is not None:
-            self._running = batch
+        if batch is None:
+            return
+        self._running = batch
+        if self._may_run_here(batch):
+            self._finish(batch, self._answers(batch.items))
+        else:
             self._worker.start(partial(self._answers, batch.items), partial(self._finish, batch))
+
+    def _may_run_here(self, batch: _Batch[Item, Answer]) -> bool:
+        """Whether nobody notices that the event loop stands still meanwhile."""
+        return (
+            self._brief is not None
+            and len(batch.items) == 1
+            and not self._waiting
+            and 0.0 < self._seconds_per_item() <= _BRIEF_SECONDS
+            and self._brief(batch.items[0])
+        )
 
     def _next_batch(self) -> _Batch[Item, Answer] | None:
         now = self._clock()

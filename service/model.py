@@ -59,6 +59,10 @@ class Model(Protocol):
         """What runs the network, for a person."""
 
     @property
+    def brief(self) -> bool:
+        """Whether `detect` surely ends soon for one image: compiled code of a fixed number of steps, nothing else."""
+
+    @property
     def answered_in_full(self) -> int:
         """Images so far that opened a filter which a compacted bundle is served without."""
 
@@ -160,6 +164,11 @@ class Job:
     restore_at: float = 0.0
     started: float = 0.0
     ended: float = 0.0
+
+
+def is_brief(job: Job) -> bool:
+    """Whether running `job` alone surely ends soon."""
+    return job.model.brief and not job.restore_at
 
 
 def run_jobs(jobs: Sequence[Job]) -> list[Answer]:

@@ -38,7 +38,7 @@ from service.interceptors import ErrorWrapper, Wrapper, WrappingInterceptor
 from service.kept_files import KeptFiles
 from service.lifecycle import Lifecycle
 from service.listener import Listener, address
-from service.model import Answer, Job, Model, ask, run_jobs
+from service.model import Answer, Job, Model, ask, is_brief, run_jobs
 from service.models.keeper import Keeper, Load, show_models
 from service.models.registry import Registry, served
 from service.models.repository import Repository
@@ -133,6 +133,7 @@ class Server:
             max_pending_items=config.max_pending_images,
             max_pending_bytes=config.max_pending_bytes,
             on_batch=self._count_batch,
+            brief=is_brief,
         )
         metrics.queue_images.set_function(lambda: self._batcher.pending_items)
         metrics.answered_in_full.set_function(lambda: sum(model.answered_in_full for model in self._registry.all()))

@@ -136,11 +136,15 @@ class Choice:
 
     def answer(self, pixels: Pixels) -> Answers:
         """As `Engine.answer`, by the engine for so many images."""
+        return self.for_images(len(pixels)).answer(pixels)
+
+    def for_images(self, count: int) -> Engine:
+        """The engine for a batch of `count` images."""
         chosen = next(iter(self.engines.values()))
         for least, engine in self.engines.items():
-            if len(pixels) >= least:
+            if count >= least:
                 chosen = engine
-        return chosen.answer(pixels)
+        return chosen
 
 
 def choose_engine(

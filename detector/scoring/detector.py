@@ -73,6 +73,11 @@ class Detector:
         return self.choice.name
 
     @property
+    def brief(self) -> bool:
+        """Whether one image takes compiled code of a fixed number of steps, and nothing else."""
+        return self.choice.for_images(1).name == "kernel"
+
+    @property
     def answered_in_full(self) -> int:
         """As `Choice.answered_in_full`."""
         return self.choice.answered_in_full

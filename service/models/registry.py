@@ -71,6 +71,11 @@ class ServedModel:
         return self.model.engine
 
     @property
+    def brief(self) -> bool:
+        """Whether one image surely ends soon."""
+        return self.model.brief
+
+    @property
     def answered_in_full(self) -> int:
         """Images so far that opened a filter which a compacted bundle is served without."""
         return self.model.answered_in_full

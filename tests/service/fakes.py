@@ -37,6 +37,7 @@ class FakeDetector:
     calibration_images = CALIBRATION_IMAGES
     restores = True
     engine = "fake"
+    brief = False
     answered_in_full = 0
 
     def __init__(self, spec: ImageSpec = SPEC) -> None:

@@ -74,6 +74,54 @@ async def waiting(*submissions):
     return tasks
 
 
+class Timed:
+    """Takes `seconds` of `clock` for an item, and remembers the thread of each batch."""
+
+    def __init__(self, clock, seconds):
+        self.clock, self.seconds, self.threads = clock, seconds, []
+
+    def __call__(self, items):
+        self.threads.append(threading.current_thread())
+        self.clock.now += self.seconds * len(items)
+        return [2 * item for item in items]
+
+
+async def test_a_brief_item_that_is_alone_runs_on_the_event_loop_once_it_is_known_how_long_it_takes():
+    clock, here = Clock(), threading.current_thread()
+    model = Timed(clock, 0.0005)
+    async with batching(model, clock=clock, brief=lambda item: item < 100) as batcher:
+        assert await batcher.submit([1]) == [2]
+        assert await batcher.submit([1]) == [2]
+        assert await batcher.submit([100]) == [200]
+        assert await asyncio.gather(batcher.submit([1]), batcher.submit([2])) == [[2], [4]]
+    assert [thread is here for thread in model.threads] == [False, True, False, False]
+
+
+async def test_no_item_that_takes_long_runs_on_the_event_loop():
+    clock, here = Clock(), threading.current_thread()
+    model = Timed(clock, 0.002)
+    async with batching(model, clock=clock, brief=lambda _: True) as batcher:
+        for _ in range(3):
+            await batcher.submit([1])
+    assert here not in model.threads
+
+
+async def test_what_fails_on_the_event_loop_fails_its_caller_alone():
+    clock = Clock()
+
+    def fails(items):
+        clock.now += 0.0005
+        if POISON in items:
+            raise SystemExit("poison")
+        return items
+
+    async with batching(fails, clock=clock, brief=lambda _: True) as batcher:
+        await batcher.submit([1])
+        (answer,) = await batcher.submit([POISON])
+        assert isinstance(answer, SystemExit)
+        assert await batcher.submit([2]) == [2]
+
+
 async def test_each_caller_gets_its_own_answers():
     async with batching(Model()) as batcher:
         answers = await asyncio.gather(*(batcher.submit([n, n + 1]) for n in range(0, 40, 2)))
