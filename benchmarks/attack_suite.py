@@ -1,6 +1,8 @@
 """How long a whole suite of attacks takes, run as `pathguard attack` runs it: into a store, shard by shard.
 
 The seconds of each shard are kept beside the store, so that an interrupted run goes on, like the attacks themselves.
+Processor time stands beside the clock's: on a machine that other programs share, the clock says how long one waited,
+and processor time what the suite would have taken alone on one core (of one thread; more threads share it).
 """
 
 import json
@@ -33,13 +35,15 @@ class Timed:
         recipe: which attack.
         images: in the shard.
         fooled: how many of them fooled the network.
-        seconds: for attacking and storing them.
+        seconds: for attacking and storing them, by the clock.
+        busy: the same in processor time, of all threads.
     """
 
     recipe: str
     images: int
     fooled: int
     seconds: float
+    busy: float
 
 
 def run_suite(
@@ -65,14 +69,20 @@ def run_suite(
     for recipe in recipes:
         own = [shard for shard in timed if shard.recipe == recipe.name]
         count, seconds = sum(shard.images for shard in own), sum(shard.seconds for shard in own)
+        busy = sum(shard.busy for shard in own)
         lines.append({
             "recipe": recipe.name, "images": count,
             "fooled": Figure(f"{sum(shard.fooled for shard in own) / count:.1%}"),
             "s an image": Figure(f"{seconds / count:.3f}"), "minutes": Figure(f"{seconds / 60:.2f}"),
+            "processor minutes": Figure(f"{busy / 60:.2f}"),
         })  # fmt: skip
     show(f"the suite {name} on {len(images)} images, {torch.get_num_threads()} threads", lines)
-    minutes = sum(shard.seconds for shard in timed) / 60
-    return [Row(figure=f"suite {name} on {len(images)} images, run whole: minutes", value=minutes, bar=BAR_MINUTES)]
+    minutes, busy = sum(shard.seconds for shard in timed) / 60, sum(shard.busy for shard in timed) / 60
+    what = f"suite {name} on {len(images)} images, run whole"
+    return [
+        Row(figure=f"{what}: minutes by the clock", value=minutes, bar=BAR_MINUTES),
+        Row(figure=f"{what}: processor minutes of all threads", value=busy, bar=BAR_MINUTES),
+    ]
 
 
 def timed_shards(
@@ -80,11 +90,11 @@ def timed_shards(
 ) -> list[Timed]:
     """The same without a table: the seconds of each shard, those of earlier runs included."""
     log = work / SECONDS
-    began = time.perf_counter()
+    began, busy = time.perf_counter(), time.process_time()
 
     def note(state: Campaign) -> None:
-        nonlocal began
-        now = time.perf_counter()
+        nonlocal began, busy
+        now, used = time.perf_counter(), time.process_time()
         if state.record is not None:
             key, record = state.record.key, state.record
             line = {
@@ -93,11 +103,12 @@ def timed_shards(
                 "images": record.images,
                 "fooled": record.fooled,
                 "seconds": now - began,
+                "busy": used - busy,
             }
             with log.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             print(f"{state.done} of {state.total} shards: {key.recipe}, {line['seconds']:.1f} s", flush=True)
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), time.process_time()
 
     fewer = [replace(recipe, images=min(recipe.images or len(images), len(images))) for recipe in recipes]
     with AttackStore.writing(work, Origin(digest, images.name, 0, SHARD)) as store:
