@@ -212,7 +212,8 @@ def _restored(
         said = detector.detect(batch)
         flagged = said.p_values <= rate
         if flagged.any():
-            right.append(detector.restore(batch[flagged], said.probabilities[flagged]) == wanted[flagged])
+            restored = detector.restore(batch[flagged], said.probabilities[flagged], said.p_values[flagged])
+            right.append(restored == wanted[flagged])
             second.append(np.argsort(-said.probabilities[flagged], axis=1)[:, 1] == wanted[flagged])
     return np.concatenate(right), np.concatenate(second)
 
@@ -225,7 +226,7 @@ def _changed(detector: Detector, images: ImageSet, rate: float) -> float:
         said = detector.detect(batch)
         flagged = said.p_values <= rate
         if flagged.any():
-            restored = detector.restore(batch[flagged], said.probabilities[flagged])
+            restored = detector.restore(batch[flagged], said.probabilities[flagged], said.p_values[flagged])
             changed += int((restored != said.labels[flagged]).sum())
     return changed / len(images)
 

@@ -53,8 +53,8 @@ SHIPPED: Mapping[str, Recipe] = {
         data="cifar10",
         train="--network resnet20 --epochs 60 --cycles 2 --learning-rate 0.15",
         decouple="--keep 0.7 --epochs 16",
-        attacks="fgsm,pgd,pgd-2,pgd-l2,deepfool,cw",
-        limit=500,
+        attacks="fgsm,pgd,pgd-2,pgd-l2,pgd-end,pgd-end-2,pgd-l2-end,deepfool,cw",
+        limit=1500,
     ),
 }
 

@@ -69,12 +69,15 @@ class Model(Protocol):
     def detect(self, pixels: Pixels) -> Detections:
         """`uint8` `(images, height, width, channels)` -> what the network and the detector say about them."""
 
-    def restore(self, pixels: Pixels, probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+    def restore(
+        self, pixels: Pixels, probabilities: npt.NDArray[np.float32], p_values: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.int64]:
         """The class that each image would have on a usual path, `(images,)`.
 
         Args:
             pixels: as for `detect`.
             probabilities: what `detect` said of these images, `(images, classes)`.
+            p_values: likewise, `(images,)`.
         """
 
     def explainer(self) -> Explainer:
@@ -216,9 +219,8 @@ def ask(model: Model, images: Sequence[Pixels], restore_at: Sequence[float] = ()
     restored: list[int | None] = [None] * len(images)
     flagged = [place for place, at in enumerate(restore_at) if detections.p_values[place] <= at]
     if flagged:
-        for place, label in zip(
-            flagged, model.restore(pixels[flagged], detections.probabilities[flagged]), strict=True
-        ):
+        labels = model.restore(pixels[flagged], detections.probabilities[flagged], detections.p_values[flagged])
+        for place, label in zip(flagged, labels, strict=True):
             restored[place] = int(label)
     answers = [
         Answer(label, probabilities, score, p_value, path.tobytes(), label_restored)

@@ -235,14 +235,15 @@ class Explainer:
             int(place) for place in np.argsort(-surprise, kind="stable")[:NAMED_FILTERS] if surprise[place] > _HALF
         ]
         usual, resembles = self._rates > 0.5, int(likelihoods.argmax())
-        restored = int(self._corrector.restored(images, evidence.class_logits)[0])
+        p_values = self._calibration.p_values(scores, np.array([label]))
+        restored = int(self._corrector.restored(images, evidence.class_logits, p_values)[0])
         shifted = np.exp(logits - logits.max())
         return Explanation(
             label=label,
             class_names=self.class_names,
             probabilities=tuple((shifted / shifted.sum()).tolist()),
             score=score,
-            p_value=float(self._calibration.p_values(scores, np.array([label]))[0]),
+            p_value=float(p_values[0]),
             max_false_alarm_rate=rate,
             base=float(found.base[0]),
             parts=parts,

@@ -87,19 +87,20 @@ class Detector:
         """Whether `restore` can be asked: the bundle holds statistics of paths."""
         return self._corrector is not None
 
-    def restore(self, pixels: Pixels, probabilities: Floats) -> npt.NDArray[np.int64]:
+    def restore(self, pixels: Pixels, probabilities: Floats, p_values: Scores) -> npt.NDArray[np.int64]:
         """The class that each image would have on a usual path (see `detector.interpretation.correction`), `(images,)`.
 
         Args:
             pixels: as for `detect`.
             probabilities: what `detect` said of these images, `(images, classes)`.
+            p_values: likewise, `(images,)`.
 
         Raises:
             ArtifactError: the bundle holds no statistics of paths.
         """
         if self._corrector is None:
             raise ArtifactError(f"expected statistics of paths in the bundle of {self.name}, got none")
-        return self._corrector.restored(to_tensor(pixels, self._device), probabilities)
+        return self._corrector.restored(to_tensor(pixels, self._device), probabilities, p_values)
 
     def explainer(self) -> Explainer:
         """What explains single images, on a network of its own; made when it is asked for first.

@@ -84,9 +84,11 @@ class ServedModel:
         """As the detector."""
         return self.model.detect(pixels)
 
-    def restore(self, pixels: Pixels, probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+    def restore(
+        self, pixels: Pixels, probabilities: npt.NDArray[np.float32], p_values: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.int64]:
         """As the detector."""
-        return self.model.restore(pixels, probabilities)
+        return self.model.restore(pixels, probabilities, p_values)
 
     def explainer(self) -> Explainer:
         """As the detector."""

@@ -74,7 +74,7 @@ class FakeDetector:
             paths=PathEncoding(bits_of(values), LAYERS),
         )
 
-    def restore(self, pixels: Pixels, probabilities: np.ndarray) -> np.ndarray:
+    def restore(self, pixels: Pixels, probabilities: np.ndarray, p_values: np.ndarray) -> np.ndarray:
         """The class after the likeliest one."""
         return np.asarray((probabilities.argmax(axis=1) + 1) % len(CLASSES), np.int64)
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from detector.interpretation.correction import Corrector
+from detector.interpretation.correction import EVEN_P_VALUE, NATS_PER_DECADE, Corrector
 from detector.interpretation.forced_path import forced_path
 from detector.interpretation.usual_paths import UsualPaths, UsualPathsBuilder
 from detector.network.decouple import GatedNet, decouple
@@ -34,34 +34,39 @@ def on_both(network: GatedNet, usual: UsualPaths, image: torch.Tensor, labels: l
     return torch.stack(said).mean(dim=0).tolist()
 
 
-@pytest.mark.parametrize("lead", [0.0, 0.02])
-def test_the_second_class_is_taken_where_it_leads_on_the_usual_paths_of_both(network, usual, lead):
+def test_the_second_class_is_taken_where_it_leads_on_the_usual_paths_of_both_by_what_the_p_value_asks(network, usual):
     images = torch.rand(12, 1, 8, 8)
     logits = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)
-    restored = Corrector(network, usual, lead).restored(images, logits)
+    p_values = EVEN_P_VALUE * 10 ** np.linspace(-0.01, 0.01, 12)
+    restored = Corrector(network, usual).restored(images, logits, p_values)
     changed = 0
-    for image, row, label in zip(images, logits, restored, strict=True):
+    for image, row, p_value, label in zip(images, logits, p_values, restored, strict=True):
         first, second = np.argsort(-row)[:2].tolist()
         likelier = on_both(network, usual, image, [first, second])
+        lead = NATS_PER_DECADE * np.log10(p_value / EVEN_P_VALUE)
         assert label == (second if likelier[1] - likelier[0] > lead else first)
         changed += label == second
     assert 0 < changed < 12
 
 
-def test_a_lead_that_nothing_has_changes_nothing(network, usual):
+def test_an_image_that_is_surely_clean_keeps_its_label_and_one_that_is_surely_attacked_loses_it(network, usual):
     images = torch.rand(8, 1, 8, 8)
     logits = network(images).detach().numpy()
-    assert Corrector(network, usual, lead=100.0).restored(images, logits).tolist() == logits.argmax(axis=1).tolist()
+    first, second = np.argsort(-logits, axis=1)[:, :2].T
+    corrector = Corrector(network, usual)
+    assert corrector.restored(images, logits, np.full(8, 1.0)).tolist() == first.tolist()
+    assert corrector.restored(images, logits, np.full(8, 1e-12)).tolist() == second.tolist()
 
 
 def test_an_image_is_restored_alone_as_in_company(network, usual):
     images = torch.rand(5, 1, 8, 8)
     logits = network(images).detach().numpy()
     corrector = Corrector(network, usual)
-    alone = [int(corrector.restored(images[[place]], logits[[place]])[0]) for place in range(5)]
-    assert corrector.restored(images, logits).tolist() == alone
+    p_values = np.linspace(0.001, 0.05, 5)
+    alone = [int(corrector.restored(images[[place]], logits[[place]], p_values[[place]])[0]) for place in range(5)]
+    assert corrector.restored(images, logits, p_values).tolist() == alone
 
 
 def test_nothing_to_restore_is_no_work(network, usual):
-    restored = Corrector(network, usual).restored(torch.empty(0, 1, 8, 8), np.empty((0, 4), np.float32))
+    restored = Corrector(network, usual).restored(torch.empty(0, 1, 8, 8), np.empty((0, 4), np.float32), np.empty(0))
     assert restored.shape == (0,)

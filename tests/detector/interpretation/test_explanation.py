@@ -83,7 +83,7 @@ def test_the_nearest_path_of_the_label_is_no_nearer_than_the_nearest_of_all(expl
 def test_the_restored_label_is_that_of_the_detector(explained_bundle, images):
     detector, explainer = Detector(explained_bundle), Explainer(explained_bundle)
     said = detector.detect(images)
-    restored = detector.restore(images, said.probabilities)
+    restored = detector.restore(images, said.probabilities, said.p_values)
     assert [explainer.explain(pixels).restored for pixels in images] == restored.tolist()
 
 
@@ -113,5 +113,6 @@ def test_without_statistics_nothing_is_explained_or_restored(fitted_bundle, imag
         Explainer(fitted_bundle)
     detector = Detector(fitted_bundle)
     assert not detector.restores
+    said = detector.detect(images)
     with pytest.raises(ArtifactError, match="statistics of paths"):
-        detector.restore(images, detector.detect(images).probabilities)
+        detector.restore(images, said.probabilities, said.p_values)
