@@ -11,6 +11,7 @@ sleeping process cost by themselves. `make peers` builds the peers' environments
 
 import argparse
 import asyncio
+import os
 import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -47,6 +48,7 @@ FLAT_CALLS = 100_000
 WARM_UP_TURNS = 50
 DETECT = "/pathguard.v1.DetectionService/Detect"
 PEERS = ("MLServer", "LitServe")
+_LOOP_CPU = {"PATHGUARD_LOOP_CPU": str(max(os.sched_getaffinity(0)))} if hasattr(os, "sched_getaffinity") else {}
 PARTS = ("delay", "memory", "throughput", "overload", "peers")
 
 
@@ -68,7 +70,8 @@ def measure(
             match part:
                 case "delay":
                     rows.append(Row(figure="from the start to the first call, s", value=start))
-                    rows += _delay(detector, target, 200 if quick else 2000)
+                    with server_process(bundle, threads=1, settings=_LOOP_CPU) as (_, kept):
+                        rows += _delay(detector, target, kept, 200 if quick else 2000)
                 case "memory":
                     rows += _memory(process.pid, target, detector.spec, quick)
                 case "throughput":
@@ -82,23 +85,26 @@ def measure(
     return rows
 
 
-def _delay(detector: Detector, target: str, turns: int) -> list[Row]:
-    """One caller: what `Detect` takes beyond the forward pass."""
+def _delay(detector: Detector, target: str, kept: str, turns: int) -> list[Row]:
+    """One caller: what `Detect` takes beyond the forward pass; `kept` is a server with `--loop-cpu`."""
     pixels = noise(detector.spec, 1)
     file = encode_png(pixels[0])
     raw, encoded = raw_request(pixels), pb.DetectRequest(images=[pb.Image(encoded=file)])
-    with grpc.insecure_channel(target) as channel:
-        stub = DetectionServiceStub(channel)
-        bare, transport, served = medians(
+    with grpc.insecure_channel(target) as channel, grpc.insecure_channel(kept) as kept_channel:
+        stub, kept_stub = DetectionServiceStub(channel), DetectionServiceStub(kept_channel)
+        bare, transport, served, kept_transport, kept_served = medians(
             turns,
             lambda: detector.detect(pixels),
             lambda: stub.GetModel(pb.GetModelRequest()),
             lambda: answered(stub.Detect(raw)),
+            lambda: kept_stub.GetModel(pb.GetModelRequest()),
+            lambda: answered(kept_stub.Detect(raw)),
         )
-        bare_file, served_file = medians(
+        bare_file, served_file, kept_file = medians(
             turns,
             lambda: detector.detect(np.stack([decode(file, detector.spec).pixels])),
             lambda: answered(stub.Detect(encoded)),
+            lambda: answered(kept_stub.Detect(encoded)),
         )
     added = ADDED_P50_BAR_MILLISECONDS
     return [
@@ -107,6 +113,9 @@ def _delay(detector: Detector, target: str, turns: int) -> list[Row]:
         Row(figure="added p50 of Detect, 1 caller, raw pixels, ms", value=served - bare, bar=added),
         Row(figure="the same, PNG file, decoded on both sides, ms", value=served_file - bare_file, bar=added),
         Row(figure="the same over an empty call, raw pixels, ms", value=served - bare - transport),
+        Row(figure="with --loop-cpu: empty call, ms", value=kept_transport),
+        Row(figure="with --loop-cpu: added p50 of Detect, raw pixels, ms", value=kept_served - bare, bar=added),
+        Row(figure="with --loop-cpu: the same, PNG file, ms", value=kept_file - bare_file, bar=added),
     ]
 
 

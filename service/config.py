@@ -147,6 +147,9 @@ class ServiceConfig:
     max_pixels: int = _setting(16_777_216, "Largest height times width of an encoded image, read from its header.", 1)
     max_calls_per_connection: int = _setting(256, "Calls of one connection at once; more wait at the client.", 1)
     max_call_seconds: float = _setting(60.0, "Longest that a call may take, whatever its deadline.", 0.001)
+    loop_cpu: int | None = _setting(
+        None, "Processor that the event loop and gRPC keep to: small calls are answered sooner.", 0, kind=int
+    )
     decode_threads: int = _setting(2, "Threads that decode image files.", 1)
     stall_seconds: float = _setting(30.0, "How long one batch may take before health says NOT_SERVING.", 0.001)
     notice_seconds: float = _setting(0.5, "At a stop: how long calls are still taken after NOT_SERVING is told.", 0)

@@ -3,6 +3,9 @@
 import socket
 from http.server import ThreadingHTTPServer
 from socketserver import TCPServer
+from typing import Any
+
+from service.processors import roam
 
 
 class HttpServer(ThreadingHTTPServer):
@@ -20,3 +23,8 @@ class HttpServer(ThreadingHTTPServer):
         """As the base class, without the look-up."""
         TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """As the base class, on any processor."""
+        roam()
+        super().process_request_thread(request, client_address)

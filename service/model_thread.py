@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from service.processors import anywhere
+
 Work = Callable[[], Any]
 Done = Callable[[Any], None]
 
@@ -28,7 +30,7 @@ class ModelThread:
         self._loop = asyncio.get_running_loop()
         self._handed: queue.SimpleQueue[tuple[Work, Done] | None] = queue.SimpleQueue()
         # A daemon, so that a model that hangs cannot keep the process alive after the server has stopped.
-        threading.Thread(target=self._work, name="model", daemon=True).start()
+        threading.Thread(target=anywhere(self._work), name="model", daemon=True).start()
 
     def start(self, work: Work, done: Done) -> None:
         """As `Worker.start`."""

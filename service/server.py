@@ -6,6 +6,7 @@ import gc
 import importlib.metadata
 import logging
 import signal
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -43,6 +44,7 @@ from service.models.keeper import Keeper, Load, show_models
 from service.models.registry import Registry, served
 from service.models.repository import Repository
 from service.pipeline import Pipeline
+from service.processors import keep_to, roam
 from service.records.books import Books
 from service.records.telemetry import CallWrapper, Metrics, MetricsServer
 from service.servicer import DetectionServicer
@@ -60,6 +62,9 @@ _SERVICES = (
 _LAST_WORDS_SECONDS = 1.0
 # After so long without a word a connection is asked whether it is still there, and has as long to answer.
 _KEEPALIVE_MILLISECONDS = 60_000
+# After so long a thread that waits for Python's lock gets it: the model's, which needs it for a moment between two
+# batches, shall not wait until the event loop has written all answers of the last one (Python's default is 5 ms).
+_SWITCH_SECONDS = 0.0002
 # How long files of certificates and credentials may take to read, and the last records to be written.
 _FILES_SECONDS = 10.0
 
@@ -137,7 +142,7 @@ class Server:
         )
         metrics.queue_images.set_function(lambda: self._batcher.pending_items)
         metrics.answered_in_full.set_function(lambda: sum(model.answered_in_full for model in self._registry.all()))
-        self._decoders = ThreadPoolExecutor(config.decode_threads, thread_name_prefix="decode")
+        self._decoders = ThreadPoolExecutor(config.decode_threads, "decode", roam)
         self._lifecycle = Lifecycle()
         self._health = Health(_SERVICES, lambda serving: metrics.serving.set(serving))
         images = _quotas("images", config.access.images_per_second, config)
@@ -390,6 +395,9 @@ async def serve(
 def run(models: Model | ModelSource, config: ServiceConfig, *, on_ready: Callable[[int], None] | None = None) -> None:
     """`serve` in an event loop of its own; blocks until SIGTERM or SIGINT. For a process's main thread."""
     keep_freed_memory()
+    if config.loop_cpu is not None:
+        keep_to(config.loop_cpu)
+    sys.setswitchinterval(_SWITCH_SECONDS)
     asyncio.run(serve(models, config, on_ready=on_ready))
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
 
+from service.processors import anywhere
+
 Result = TypeVar("Result")
 
 
@@ -39,6 +41,6 @@ async def in_thread(work: Callable[[], Result], seconds: float) -> Result:
         with suppress(RuntimeError):  # the loop has been closed: nobody waits
             loop.call_soon_threadsafe(end, result, failed)
 
-    threading.Thread(target=run, name="aside", daemon=True).start()
+    threading.Thread(target=anywhere(run), name="aside", daemon=True).start()
     async with asyncio.timeout(seconds):
         return await done

@@ -24,6 +24,7 @@ from typing import Any, Final
 
 from service.config import AuditConfig
 from service.errors import ConfigError
+from service.processors import anywhere
 
 _log = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ class AuditLog:
             raise ConfigError(
                 f"expected an audit_file that can be written, got {self._path}: {error.strerror}"
             ) from None
-        self._thread = threading.Thread(target=self._work, name="audit", daemon=True)
+        self._thread = threading.Thread(target=anywhere(self._work), name="audit", daemon=True)
         self._thread.start()
 
     async def write(self, record: Record, held: int = 0) -> None:

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
+from service.processors import anywhere
+
 _log = logging.getLogger(__name__)
 
 MOST_JOBS: Final = 1000
@@ -22,7 +24,7 @@ class Background:
         self._lock = threading.Lock()
         self._waiting = 0
         self._held = 0
-        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread = threading.Thread(target=anywhere(self._work), name=name, daemon=True)
         self._thread.start()
 
     def offer(self, job: Callable[[], None], held: int) -> bool:
