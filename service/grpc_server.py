@@ -1,9 +1,10 @@
-"""gRPC's asyncio server, which no call can end.
+"""gRPC's asyncio server, which no call can end, and which loses no time between a call's arrival and its handler.
 
 grpc.aio reads the name of a method that nobody registered as UTF-8; one that is none raises in its own loop (seen with
 grpcio 1.85.1), out of reach of any interceptor, and ends the server: the port is closed, and calls that come in that
-moment are answered by nobody. All methods of this service are registered, so that calls of others, which can only be
-told that there is no such method, are answered here before that loop asks for their name.
+moment are answered by nobody. That loop also waits for the next call of each method anew whenever one has come, which
+costs the more the more methods there are. All methods of this service are registered; here each of them takes its calls
+by itself, those of unknown methods are told so before anybody asks for their name, and that loop hears of none.
 
 There is no public way to do so. Where grpcio's insides are others than expected the server is the plain one, and
 `service.listener` puts another one in its place when it ends.
@@ -30,18 +31,38 @@ _KNOWN: Final = all(
 
 
 class _Answering(_Plain):  # type: ignore[misc]
-    """Gives its loop no call of an unknown method."""
+    """Gives its loop no call."""
 
-    async def _request_call(self) -> Any:
-        """Asks gRPC for calls of unknown methods, and answers them; ends with an error when the server stops."""
-        loop, answers = asyncio.get_running_loop(), set()
-        nothing = _cygrpc._MethodResolver([], {})
+    def __init__(self, loop: Any, pool: Any, generic: Any, interceptors: Any, *rest: Any) -> None:
+        super().__init__(loop, pool, generic, interceptors, *rest)
+        self._around = tuple(interceptors)
+        self._known: dict[str, Any] = {}
+        self._answers: set[asyncio.Task[None]] = set()
+
+    def add_registered_method_handlers(self, handlers: dict[str, Any]) -> None:
+        """Remembers them as well."""
+        super().add_registered_method_handlers(handlers)
+        self._known.update(handlers)
+
+    async def _request_registered_call(self, method: bytes) -> None:
+        """Answers calls of one method; ends with an error when the server stops."""
+        resolver = _cygrpc._MethodResolver([], self._known)
         while True:
-            call = await super()._request_call()
-            unknown = _cygrpc._handle_rpc("", nothing, (), call, loop, False)
-            answer = loop.create_task(_cygrpc._schedule_rpc_coro(unknown, call, loop, "unknown"))
-            answers.add(answer)
-            answer.add_done_callback(answers.discard)
+            self._answer(await super()._request_registered_call(method), method.decode(), resolver)
+
+    async def _request_call(self) -> None:
+        """The same for calls of unknown methods, which come to no interceptor."""
+        resolver = _cygrpc._MethodResolver([], {})
+        while True:
+            self._answer(await super()._request_call(), "", resolver)
+
+    def _answer(self, call: Any, method: str, resolver: Any) -> None:
+        loop, around = asyncio.get_running_loop(), self._around if method else ()
+        handled = _cygrpc._handle_rpc(method, resolver, around, call, loop, False)
+        answer = loop.create_task(_cygrpc._schedule_rpc_coro(handled, call, loop, method))
+        # A loop holds its tasks weakly.
+        self._answers.add(answer)
+        answer.add_done_callback(self._answers.discard)
 
 
 def grpc_server(
