@@ -1,8 +1,8 @@
 """gRPC's server on its port, and another one in its place should it end by itself.
 
-A call whose path is no UTF-8 raises in the loop of grpc.aio itself (seen with 1.85.1), out of reach of any interceptor:
-its server then closes the port for good, while the process lives on and nobody hears of it. One such call, from anybody
-who can connect, must not be the end.
+An error in the loop of grpc.aio itself closes the port for good, while the process lives on and nobody hears of it. One
+cause is known, a call whose path is no UTF-8, and kept away by `service.grpc_server` where it can; whatever it is, one
+call from anybody who can connect must not be the end.
 """
 
 import asyncio
