@@ -8,7 +8,7 @@ import numpy as np
 from attacks.evidence import fooling_evidence
 from attacks.store import AttackStore
 from detector.batches import best_device
-from detector.bundle import Bundle, add_compaction
+from detector.bundle import Bundle, add_compaction, check_compacts_into
 from detector.datasets import Splits
 from detector.engines.compaction import compacted, floats_of
 from detector.engines.program import program_of
@@ -53,16 +53,17 @@ def make_compact(
         bundle: with a detector.
         splits: its data; the training and the fitting split are looked at.
         store: attacks on its network, of the fitting split; None for clean images alone.
-        folder: where; not the bundle's own.
+        folder: where; a new one, or one with an earlier compaction of the same network.
         limit: at most this many images of each split; None for all.
 
     Raises:
-        ArtifactError: the bundle has no detector yet, or the attacks are on another network.
+        ArtifactError: the bundle has no detector yet, the folder holds another bundle, or the attacks are on another
+            network.
         DataError: the data does not fit.
         EngineError: the network has a part that only the masked engine knows.
         RequestError: the folder is the bundle's own.
     """
-    bundle.detector_info()
+    check_compacts_into(bundle, folder)
     check_fits(bundle, splits.train)
     network = bundle.network().to(best_device())
     filters = sum(network.layers.values())

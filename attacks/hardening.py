@@ -23,15 +23,15 @@ from attacks.craft import craft
 from attacks.recipes import RECIPES
 from attacks.selection import rightly_classified
 from detector.batches import best_device, device_of, to_tensor
-from detector.bundle import MANIFEST, Bundle, add_network
+from detector.bundle import Bundle, add_network
 from detector.datasets import ImageSet, Splits
-from detector.errors import ArtifactError, RequestError
+from detector.errors import RequestError
 from detector.model_card import write_card
 from detector.network.decouple import GatedNet
 from detector.network.losses import sparsity_share
 from detector.network.schedule import Schedule
 from detector.network.training import Listener, accuracy, train_epochs
-from detector.stages import check_fits
+from detector.stages import check_classes, check_enough, check_fits, check_new, checkpointed, data_facts
 
 Part = Literal["gates", "network"]
 CHECKPOINTS = "checkpoint-hardening"
@@ -103,13 +103,16 @@ def harden(
         command: what the user typed, for the model card.
 
     Raises:
-        ArtifactError: `folder` holds a bundle, or `bundle` has no decoupled network.
-        DataError: the data does not fit.
-        TrainingError: the loss is not finite, or the checkpoint is of another run.
+        ArtifactError: `folder` holds a bundle, or `bundle` has no decoupled network or, compacted, no backbone.
+        DataError: the data does not fit, or a class has no training images.
+        RequestError: the schedule cannot train, or there is too little data for one step.
+        TrainingError: the loss is not finite, the checkpoint is of another run, or it cannot be written.
     """
     check_fits(bundle, splits.train)
-    if (folder / MANIFEST).exists():
-        raise ArtifactError(f"expected a folder without a bundle, got {folder} with one; give another --out")
+    check_new(folder, CHECKPOINTS)
+    check_enough(splits.train, schedule)
+    check_classes(splits.train)
+    backbone = bundle.backbone_digest
     network, gates = bundle.network().to(best_device()), bundle.manifest.gates
     assert gates is not None
     before, judged = copy.deepcopy(network), splits.validation.first(JUDGED_IMAGES)
@@ -134,13 +137,16 @@ def harden(
     def measure() -> Mapping[str, float]:
         return {"accuracy": accuracy(network, splits.validation), "robust": robust_accuracy(network, judged, hardening)}
 
-    run = {"stage": "hardening", "network": bundle.network_digest, "data_digest": splits.train.digest,
-           "hardening": asdict(hardening), "schedule": asdict(schedule)}  # fmt: skip
+    run = {
+        "stage": "hardening", "backbone": backbone, "network": bundle.network_digest, "hardening": asdict(hardening),
+        "schedule": asdict(schedule), **data_facts(splits.train),
+    }  # fmt: skip
     checkpoints = folder / CHECKPOINTS
-    train_epochs(
-        network, loss, splits, schedule, checkpoints, run, listen, measure,
-        lambda _, figures: figures["accuracy"] + figures["robust"],
-    )  # fmt: skip
+    with checkpointed(checkpoints):
+        train_epochs(
+            network, loss, splits, schedule, checkpoints, run, listen, measure,
+            lambda _, figures: figures["accuracy"] + figures["robust"],
+        )  # fmt: skip
     network.requires_grad_(True)
     figures = HardenedFigures(
         accuracy(before, splits.held_out), accuracy(network, splits.held_out),
@@ -149,11 +155,11 @@ def harden(
     )  # fmt: skip
     training = {
         "command": command, "schedule": asdict(schedule), "hardening": asdict(hardening), "figures": asdict(figures),
-        "data": splits.train.name, "hardened_from": bundle.network_digest,
+        "hardened_from": bundle.network_digest, **data_facts(splits.train),
     }  # fmt: skip
     grown = add_network(bundle, folder, gates, network.cpu(), training)
     write_card(grown)
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    shutil.rmtree(checkpoints)
     return grown, figures
 
 

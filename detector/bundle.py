@@ -268,7 +268,11 @@ class Bundle:
 
     @property
     def backbone_digest(self) -> str:
-        """SHA-256 of the backbone's weights."""
+        """SHA-256 of the backbone's weights.
+
+        Raises:
+            ArtifactError: the bundle is a compacted one, without its backbone.
+        """
         self._check_backbone()
         return self.manifest.parts[BACKBONE]
 
@@ -369,12 +373,15 @@ def add_network(
     """The second stage: `bundle` with a decoupled network, written to `folder` (its own or another).
 
     A detector that was fitted on an earlier network is left out: its paths mean nothing to the new one.
+
+    Raises:
+        ArtifactError: `bundle` is a compacted one, without its backbone, or the folder cannot be written.
     """
     manifest = replace(
         bundle.manifest,
         gates=gates,
         detector=None,
-        parts={BACKBONE: bundle.manifest.parts[BACKBONE]},
+        parts={BACKBONE: bundle.backbone_digest},
         training={"backbone": bundle.manifest.training["backbone"]},
     )
     parts = {NETWORK: _weights(network)}
@@ -418,6 +425,26 @@ def add_usual_paths(bundle: Bundle, usual: UsualPaths, made: Mapping[str, object
     return _grow(bundle.folder, bundle.manifest, STATISTICS, made, contents, bundle.trusted)
 
 
+def check_compacts_into(bundle: Bundle, folder: Path) -> None:
+    """Refuse a bundle that cannot be compacted, or a folder that holds more than an earlier compaction of it.
+
+    Raises:
+        ArtifactError: the bundle has no detector yet, or the folder holds another bundle.
+        RequestError: the folder is the bundle's own.
+    """
+    bundle.detector_info()
+    if folder.resolve() == bundle.folder.resolve():
+        raise RequestError(f"expected another folder than {bundle.folder}, whose backbone would be lost, got the same")
+    if not (folder / MANIFEST).exists():
+        return
+    there = Bundle(folder)
+    if COMPACTION not in there.manifest.parts or there.network_digest != bundle.network_digest:
+        raise ArtifactError(
+            f"expected a new folder or one with an earlier compaction of {bundle.folder}, got {folder} with another "
+            "bundle; give another --out"
+        )
+
+
 def add_compaction(
     bundle: Bundle, folder: Path, never_open: npt.NDArray[np.bool_], training: Mapping[str, object]
 ) -> Bundle:
@@ -430,12 +457,10 @@ def add_compaction(
         training: on which images that was seen, JSON values.
 
     Raises:
-        ArtifactError: the bundle has no detector yet, or cannot be written.
+        ArtifactError: see `check_compacts_into`; or the folder cannot be written.
         RequestError: the folder is the bundle's own.
     """
-    bundle.detector_info()
-    if folder.resolve() == bundle.folder.resolve():
-        raise RequestError(f"expected another folder than {bundle.folder}, whose backbone would be lost, got the same")
+    check_compacts_into(bundle, folder)
     parts = {part: digest for part, digest in bundle.manifest.parts.items() if part != BACKBONE}
     contents = {part: bundle._contents[part] for part in parts}
     contents[COMPACTION] = safetensors.numpy.save({"never_open": never_open.astype(np.uint8)})

@@ -106,14 +106,14 @@ def make_backbone(
         RequestError: the network is unknown or does not fit the images, or there is too little data for one step.
         TrainingError: see `detector.network.training.train_backbone`.
     """
-    _check_new(folder)
-    _check_enough(splits.train, schedule)
-    _check_classes(splits.train)
+    check_new(folder, BACKBONE_CHECKPOINTS)
+    check_enough(splits.train, schedule)
+    check_classes(splits.train)
     torch.manual_seed(schedule.seed)
     network = _fresh_backbone(name, splits.train).to(best_device())
     checkpoints = folder / BACKBONE_CHECKPOINTS
-    run = {"stage": "backbone", "network": name, **_data_facts(splits.train)}
-    with _checkpointed(checkpoints):
+    run = {"stage": "backbone", "network": name, **data_facts(splits.train)}
+    with checkpointed(checkpoints):
         train_backbone(network, splits, schedule, checkpoints, run, listen)
     begun = _begin(name, network, splits, folder, resize, {"command": command, "schedule": asdict(schedule)})
     shutil.rmtree(checkpoints)
@@ -141,8 +141,8 @@ def import_backbone(
         DataError: the weights cannot be read or do not fit, or a class has no training images.
         RequestError: the network is unknown or does not fit the images.
     """
-    _check_new(folder)
-    _check_classes(splits.train)
+    check_new(folder, BACKBONE_CHECKPOINTS)
+    check_classes(splits.train)
     network = _fresh_backbone(name, splits.train)
     load_weights(network, weights, mean, std)
     made = {"command": command, **weights_facts(weights, mean, std)}
@@ -186,10 +186,12 @@ def make_decoupled(
         RequestError: `keep` or `objective` is not one of the possible, or there is too little data for one step.
         TrainingError: see `detector.network.training.train_decoupled`.
     """
+    if not 0 < keep <= 1:
+        raise RequestError(f"expected a share of filters to keep in (0, 1], got {keep:g}")
     check_fits(bundle, splits.train)
     _check_grows(bundle, folder)
-    _check_enough(splits.train, schedule)
-    _check_classes(splits.train)
+    check_enough(splits.train, schedule)
+    check_classes(splits.train)
     terms = objective_named(objective)
     device = best_device()
     backbone = bundle.backbone().to(device)
@@ -200,13 +202,13 @@ def make_decoupled(
     checkpoints = folder / NETWORK_CHECKPOINTS
     run = {
         "stage": "network", "backbone": bundle.backbone_digest, "gates": dict(network.layers),
-        **_data_facts(splits.train),
+        **data_facts(splits.train),
     }  # fmt: skip
-    with _checkpointed(checkpoints):
+    with checkpointed(checkpoints):
         train_decoupled(network, backbone, splits, terms, keep, schedule, checkpoints, run, listen)
     figures = _decoupled_figures(network, backbone, splits, keep)
     training = {
-        "command": command, "schedule": asdict(schedule), "figures": asdict(figures), **_data_facts(splits.train),
+        "command": command, "schedule": asdict(schedule), "figures": asdict(figures), **data_facts(splits.train),
     }  # fmt: skip
     named = network.graph.pairs if isinstance(network.graph, NamedGates) else {}
     gates = GatesInfo(keep, terms.normalised, objective, tuple(patterns), named)
@@ -244,7 +246,7 @@ def _begin(
     figures = BackboneFigures(accuracy(network, splits.held_out), len(splits.held_out))
     images = splits.train
     info = NetworkInfo(name, images.class_names, replace(images.spec, resize=resize), images.name, images.digest)
-    training = {**made, "figures": asdict(figures), **_data_facts(images)}
+    training = {**made, "figures": asdict(figures), **data_facts(images)}
     bundle = begin_bundle(folder, info, network.cpu(), training)
     write_card(bundle)
     return bundle, figures
@@ -275,7 +277,8 @@ def _decoupled_figures(network: GatedNet, backbone: nn.Module, splits: Splits, k
     )
 
 
-def _data_facts(images: ImageSet) -> dict[str, object]:
+def data_facts(images: ImageSet) -> dict[str, object]:
+    """What a stage was trained on, JSON values; a run is resumed on the same alone."""
     return {"data": images.name, "data_digest": images.digest, "training_images": len(images)}
 
 
@@ -302,10 +305,19 @@ def check_fits(bundle: Bundle, images: ImageSet) -> None:
         )
 
 
-def _check_new(folder: Path) -> None:
+def check_new(folder: Path, checkpoints: str) -> None:
+    """Refuse a folder that holds a bundle; what an interruption left to do there is done.
+
+    Args:
+        folder: of the new bundle.
+        checkpoints: name of the stage's checkpoints in it.
+
+    Raises:
+        ArtifactError: there is a bundle.
+    """
     if (folder / MANIFEST).exists():
         write_card(Bundle(folder))  # an interruption may have come between the bundle and its card
-        shutil.rmtree(folder / BACKBONE_CHECKPOINTS, ignore_errors=True)
+        shutil.rmtree(folder / checkpoints, ignore_errors=True)
         raise ArtifactError(f"expected a folder without a bundle, got {folder} with a finished one; give another --out")
 
 
@@ -322,13 +334,23 @@ def _check_grows(bundle: Bundle, folder: Path) -> None:
         raise ArtifactError(f"expected a new folder or that of the backbone, got {folder} with another backbone")
 
 
-def _check_enough(images: ImageSet, schedule: Schedule) -> None:
+def check_enough(images: ImageSet, schedule: Schedule) -> None:
+    """Refuse a schedule that cannot train, or not on so few images.
+
+    Raises:
+        RequestError: see `Schedule.check`; or there is less than one batch.
+    """
     schedule.check()
     if len(images) < schedule.batch:
         raise RequestError(f"expected at least one batch of {schedule.batch} training images, got {len(images)}")
 
 
-def _check_classes(images: ImageSet) -> None:
+def check_classes(images: ImageSet) -> None:
+    """Refuse training images that lack a class.
+
+    Raises:
+        DataError: a class has none.
+    """
     counts = np.bincount(images.labels, minlength=len(images.class_names))
     empty = [name for name, count in zip(images.class_names, counts, strict=True) if count == 0]
     if empty:
@@ -336,8 +358,12 @@ def _check_classes(images: ImageSet) -> None:
 
 
 @contextmanager
-def _checkpointed(folder: Path) -> Iterator[None]:
-    """Turns a full disk while a checkpoint is written into one line; the checkpoint before stays whole."""
+def checkpointed(folder: Path) -> Iterator[None]:
+    """Turns a full disk while a checkpoint is written into one line; the checkpoint before stays whole.
+
+    Raises:
+        TrainingError: the folder cannot be written.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:

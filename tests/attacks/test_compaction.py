@@ -3,12 +3,14 @@ import pytest
 import torch
 
 from attacks.compaction import make_compact
+from attacks.hardening import Hardening, harden
 from attacks.recipes import RECIPES
 from attacks.stages import make_attacks, make_detector
 from attacks.store import AttackStore
 from detector.batches import to_tensor
 from detector.bundle import MANIFEST, Bundle, GatesInfo, add_network
 from detector.errors import ArtifactError, RequestError
+from detector.network.schedule import Schedule
 from detector.scoring.detector import Detector
 from tests.detector.engines.networks import settle
 
@@ -71,6 +73,34 @@ def test_a_bundle_is_not_compacted_into_itself(bundle, digits):
     with pytest.raises(RequestError, match="expected another folder"):
         make_compact(bundle, digits, None, bundle.folder, limit=5)
     assert (bundle.folder / MANIFEST).read_bytes() == before
+
+
+def test_another_bundle_is_not_replaced_by_a_compaction(bundle, digits, tmp_path):
+    network = bundle.network()
+    network.gates()[0].squeeze.bias.data += 1
+    other = add_network(bundle, tmp_path / "other", GatesInfo(0.7, True, "pathguard"), network, {})
+    before = {path: path.read_bytes() for path in other.folder.iterdir()}
+
+    with pytest.raises(ArtifactError, match="expected a new folder .* got .*other with another bundle"):
+        make_compact(bundle, digits, None, other.folder, limit=5)
+    assert {path: path.read_bytes() for path in other.folder.iterdir()} == before
+
+
+def test_an_earlier_compaction_is_replaced(bundle, digits, tmp_path):
+    make_compact(bundle, digits, None, tmp_path / "compact", limit=2)
+    compact, figures = make_compact(bundle, digits, None, tmp_path / "compact", limit=20)
+
+    assert compact.manifest.training["compaction"]["never_open"] == figures.never_open
+    assert compact.manifest.training["compaction"]["images"] == 40
+
+
+def test_a_compacted_bundle_is_not_hardened(bundle, digits, tmp_path):
+    compact, _ = make_compact(bundle, digits, None, tmp_path / "compact", limit=5)
+
+    with pytest.raises(ArtifactError, match="for serving only"):
+        harden(
+            compact, digits, Hardening(steps=1), Schedule(epochs=1), tmp_path / "hard", lambda _: pytest.fail("late")
+        )
 
 
 def test_a_bundle_without_a_detector_is_refused(decoupled_bundle, digits, tmp_path):

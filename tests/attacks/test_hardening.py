@@ -3,9 +3,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from attacks import hardening as hardening_module
 from attacks.hardening import Hardening, evading, harden, robust_accuracy
 from detector.bundle import Bundle, GatesInfo, add_network
-from detector.errors import ArtifactError, RequestError
+from detector.errors import ArtifactError, RequestError, TrainingError
+from detector.model_card import MARKDOWN
 from detector.network.decouple import decouple
 from detector.network.schedule import Schedule
 
@@ -78,6 +80,53 @@ def test_hardening_the_gates_leaves_everything_else_as_it_was(trained, digits, t
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed
     assert all(".gates." in name for name in changed)
+
+
+def test_hardening_is_not_resumed_on_other_images(trained, digits, tmp_path):
+    def stop(progress):
+        if progress.epoch == 1:
+            raise KeyboardInterrupt
+
+    quick = Hardening("gates", BUDGET, steps=1)
+    fewer = replace(digits, train=digits.train.first(240))
+    with pytest.raises(KeyboardInterrupt):
+        harden(trained, fewer, quick, FEW, tmp_path, stop)
+
+    with pytest.raises(TrainingError, match="expected a checkpoint of training_images 1260, got one of"):
+        harden(trained, digits, quick, FEW, tmp_path, ignore)
+
+
+def test_an_interruption_between_hardened_bundle_and_card_costs_no_card(trained, digits, tmp_path, monkeypatch):
+    def killed(_bundle):
+        raise KeyboardInterrupt
+
+    quick, few = Hardening("gates", BUDGET, steps=1), replace(digits, train=digits.train.first(120))
+    monkeypatch.setattr(hardening_module, "write_card", killed)
+    with pytest.raises(KeyboardInterrupt):
+        harden(trained, few, quick, replace(FEW, epochs=1), tmp_path, ignore)
+    assert not (tmp_path / MARKDOWN).exists()
+
+    with pytest.raises(ArtifactError, match="expected a folder without a bundle"):
+        harden(trained, few, quick, replace(FEW, epochs=1), tmp_path, ignore)
+    assert (tmp_path / MARKDOWN).exists()
+    assert not (tmp_path / "checkpoint-hardening").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"learning_rate": 0.0}, "learning rate above 0"), ({"batch": 5000}, "expected at least one batch of 5000")],
+)
+def test_hardening_that_cannot_train_is_refused(trained, digits, tmp_path, change, message):
+    with pytest.raises(RequestError, match=message):
+        harden(trained, digits, Hardening(steps=1), replace(FEW, epochs=1, **change), tmp_path, ignore)
+
+
+def test_hardening_into_a_folder_that_cannot_be_written_is_told_in_one_line(trained, digits, tmp_path):
+    (tmp_path / "file").touch()
+    few = replace(digits, train=digits.train.first(120))
+
+    with pytest.raises(TrainingError, match="expected to write .*checkpoint-hardening, got: .*Not a directory"):
+        harden(trained, few, Hardening("gates", steps=1), replace(FEW, epochs=1), tmp_path / "file", ignore)
 
 
 def test_hardening_that_makes_no_sense_is_refused():

@@ -92,6 +92,14 @@ def test_schedules_that_cannot_train_are_refused(digits, tmp_path, change, messa
         make_backbone("resnet8", digits, replace(SCHEDULE, **change), tmp_path, ignore)
 
 
+@pytest.mark.parametrize("keep", [0.0, -0.2, 1.2, float("nan")])
+def test_a_share_that_cannot_be_kept_is_refused_before_the_training(digits, decoupled_bundle, tmp_path, keep):
+    with pytest.raises(RequestError, match=rf"expected a share of filters to keep in \(0, 1\], got {keep:g}$"):
+        make_decoupled(
+            decoupled_bundle, digits, keep, "pathguard", SCHEDULE, tmp_path / "x", lambda _: pytest.fail("it trains")
+        )
+
+
 def test_data_that_does_not_fit_the_backbone_is_refused(digits, decoupled_bundle, tmp_path):
     coloured = replace(digits, train=replace(digits.train, spec=replace(digits.train.spec, channels=3)))
 
