@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from detector.errors import DataError
 from detector.images import Pixels
 from detector.interpretation.explanation import Explanation
 from detector.pictures import CLOSED, OPEN, OPENED, SHUT, draw_layer, rows_of
@@ -23,6 +24,9 @@ def draw_explanation(file: Path, pixels: Pixels, why: Explanation, heading: str)
         pixels: the image, `uint8`, `(height, width, channels)`.
         why: its explanation.
         heading: a few words over the picture, such as the file's name.
+
+    Raises:
+        DataError: the file cannot be written.
     """
     layers = why.path.by_layer()
     rows = [rows_of(bits.shape[1]) for bits in layers.values()]
@@ -52,8 +56,11 @@ def draw_explanation(file: Path, pixels: Pixels, why: Explanation, heading: str)
         loc="outside lower center", ncols=4, fontsize=9, frameon=False, title="each cell is one filter",
     )  # fmt: skip
     figure.suptitle(heading, fontsize=11, x=0.01, ha="left")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=110)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(file, dpi=110)
+    except OSError as error:
+        raise DataError(f"expected to write {file}, got: {error.strerror}") from None
 
 
 def _said(why: Explanation) -> str:

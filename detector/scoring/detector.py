@@ -36,8 +36,7 @@ class Detector:
 
         Raises:
             ArtifactError: the bundle lacks a stage, or a part cannot be used.
-            EngineError: the engine asked for is not installed, or cannot run this network.
-            RequestError: there is no such engine.
+            RequestError: there is no such engine. One that is not installed, or cannot run this network, is replaced.
         """
         self._bundle = bundle
         self._explainer: Explainer | None = None
@@ -116,7 +115,7 @@ class Detector:
     def detect(self, pixels: Pixels) -> Detections:
         """Labels, scores and paths of `uint8` pixels `(images, height, width, channels)`.
 
-        The answer for an image does not depend on the other images of the batch.
+        Up to rounding, the answer for an image does not depend on the other images of the batch.
 
         Raises:
             ImageError: the pixels are not of the shape that the network takes.

@@ -136,7 +136,8 @@ def explain(
         access = Access(tls=tls, ca=ca, certificate=certificate, key=key, token=token, allow_insecure=allow_insecure)
         said = _asked(target, access, files, model, max_false_alarm_rate)
     elif bundle is not None:
-        said = _explained(bundle, trust, files, max_false_alarm_rate, pictures)
+        drawn = {} if pictures is None else _picture_places(images, pictures)
+        said = _explained(bundle, trust, files, max_false_alarm_rate, drawn)
     else:
         raise typer.BadParameter("expected --bundle or --target, got neither")
     rows = list(said)
@@ -171,8 +172,25 @@ def _asked(target: str, access: Access, files: list[Path], model: str, rate: flo
         }
 
 
+def _picture_places(images: list[Path], pictures: Path) -> dict[Path, Path]:
+    """Image file -> where its picture is drawn, of its own and of no image."""
+    from detector.errors import DataError
+
+    places = {
+        file: pictures / f"{file.relative_to(path) if path.is_dir() else file.name}.explained.png"
+        for path in images
+        for file in image_files([path])
+    }
+    taken = {file.resolve(): file for file in places}
+    for file, place in places.items():
+        other = taken.setdefault(place.resolve(), file)
+        if other != file or place.resolve() == file.resolve():
+            raise DataError(f"expected a picture of its own for each image, got {place} for {file} and for {other}")
+    return places
+
+
 def _explained(
-    bundle: Path, trust: str | None, files: list[Path], rate: float | None, pictures: Path | None
+    bundle: Path, trust: str | None, files: list[Path], rate: float | None, drawn: Mapping[Path, Path]
 ) -> Iterator[dict[str, Any]]:
     from detector.bundle import Bundle
     from detector.errors import ImageError
@@ -188,12 +206,11 @@ def _explained(
             continue
         why = explainer.explain(image.pixels, rate)
         row: dict[str, Any] = {"file": str(file), "resized": image.resized, **why.to_json()}
-        if pictures is not None:
+        if file in drawn:
             from detector.interpretation.explanation_picture import draw_explanation
 
-            picture = pictures / f"{file.stem}.png"
-            draw_explanation(picture, image.pixels, why, str(file))
-            row["picture"] = str(picture)
+            draw_explanation(drawn[file], image.pixels, why, str(file))
+            row["picture"] = str(drawn[file])
         yield row
 
 

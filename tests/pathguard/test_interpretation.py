@@ -70,8 +70,44 @@ def test_an_image_is_explained_for_a_person_and_for_a_program(run, explained_bun
 def test_a_picture_of_each_explanation_is_drawn(run, explained_bundle, photos, tmp_path):
     run("explain", photos, "--bundle", explained_bundle.folder, "--pictures", tmp_path / "why")
     for place in range(3):
-        with Image.open(tmp_path / "why" / f"{place}.png") as picture:
+        with Image.open(tmp_path / "why" / f"{place}.png.explained.png") as picture:
             assert picture.width > 800
+
+
+def test_pictures_beside_the_images_overwrite_none_of_them(run, explained_bundle, photos):
+    before = (photos / "0.png").read_bytes()
+    _, out, _ = run("explain", photos / "0.png", "--bundle", explained_bundle.folder, "--pictures", photos, "--json")
+    assert (photos / "0.png").read_bytes() == before
+    assert json.loads(out)[0]["picture"] == str(photos / "0.png.explained.png")
+    drawn = (photos / "0.png.explained.png").read_bytes()
+    code, _, err = run("explain", photos, "--bundle", explained_bundle.folder, "--pictures", photos)
+    assert code == 1
+    assert "expected a picture of its own for each image, got" in err
+    assert (photos / "0.png.explained.png").read_bytes() == drawn
+
+
+def test_images_of_one_name_do_not_share_a_picture(run, explained_bundle, photos, tmp_path):
+    deeper = photos / "deeper"
+    deeper.mkdir()
+    (deeper / "0.png").write_bytes((photos / "0.png").read_bytes())
+    bundle, why = ("--bundle", explained_bundle.folder), tmp_path / "why"
+    run("explain", photos, *bundle, "--pictures", why)
+    assert (why / "0.png.explained.png").exists()
+    assert (why / "deeper" / "0.png.explained.png").exists()
+    code, _, err = run("explain", photos / "0.png", deeper, *bundle, "--pictures", tmp_path / "none")
+    assert code == 1
+    assert f"for {deeper / '0.png'} and for {photos / '0.png'}" in err
+    assert not (tmp_path / "none").exists()
+
+
+def test_pictures_that_cannot_be_written_are_told_in_one_line(run, explained_bundle, photos, tmp_path):
+    (tmp_path / "file").touch()
+    code, _, err = run(
+        "explain", photos / "0.png", "--bundle", explained_bundle.folder, "--pictures", tmp_path / "file"
+    )
+    assert code == 1
+    assert err.startswith("error: expected to write")
+    assert len(err.strip().splitlines()) == 1
 
 
 def test_every_image_is_adversarial_at_a_rate_near_one(run, explained_bundle, photos):
