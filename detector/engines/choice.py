@@ -8,7 +8,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 import torch
@@ -41,6 +40,8 @@ _HOPELESS = 4.0
 # What exact means: path bits may differ only where a gate logit is this close to zero, class logits by this much.
 GATE_TOLERANCE = 1e-4
 LOGIT_TOLERANCE = 1e-4
+# Of a score; columns of likelihoods are float32, and no rounding is like another.
+SCORE_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,24 +196,35 @@ def choose_engine(
         try:
             made = make[name](program)
             if never_open is not None:
-                made = CheckedEngine(make[name](compacted(program, never_open)), never_open, partial(_same, made))
-            found = agreement_of(made.answer(images[:4]).evidence, expected)
+                made = CheckedEngine(make[name](compacted(program, never_open)), never_open, made)
+            answers = made.answer(images[:4])
+            found = agreement_of(answers.evidence, expected)
+            wrong = 0.0 if score is None else _score_error(answers, score)
         except EngineError as error:
             refused[name] = str(error)
         else:
-            if found.exact and name == wanted:
-                return Choice({1: made}).uncounted()
-            if found.exact:
+            if found.exact and wrong <= SCORE_TOLERANCE:
+                if name == wanted:
+                    return Choice({1: made}).uncounted()
                 engines[name] = made
                 continue
-            refused[name] = f"expected the answers of the masked network, got {found}"
+            refused[name] = (
+                f"expected the answers of the masked network, got {found}"
+                if not found.exact
+                else f"expected the scores of the classifier, got others by {wrong:.2g}"
+            )
         if name == wanted:
             _log.warning("engine %s was asked for, another serves: %s", name, refused[name])
     return _fastest(engines, images, refused, _HOPELESS if device.type == "cpu" else np.inf).uncounted()
 
 
-def _same(engine: Engine) -> Engine:
-    return engine
+def _score_error(answers: Answers, score: LinearScore) -> float:
+    """Largest difference of an engine's scores from the classifier's; of scores beyond 1, relative to it."""
+    if answers.scores is None:
+        return 0.0
+    expected = score.of(answers.evidence)
+    errors = np.abs(answers.scores - expected) / np.maximum(1.0, np.abs(expected))
+    return float(np.nan_to_num(errors, nan=np.inf).max(initial=0.0))
 
 
 def _fastest(engines: Mapping[str, Engine], images: Pixels, refused: Mapping[str, str], hopeless: float) -> Choice:

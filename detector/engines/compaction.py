@@ -7,7 +7,7 @@ Filters whose sum with a shortcut is what others read stay, since the shortcut s
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -100,20 +100,19 @@ def floats_of(program: Program) -> int:
 class CheckedEngine:
     """A compacted network that looks at each path, and hands images that open a cut filter to the full one."""
 
-    def __init__(self, engine: Engine, never_open: Bits, full: Callable[[], Engine]) -> None:
+    def __init__(self, engine: Engine, never_open: Bits, full: Engine) -> None:
         """Wrap an engine of a compacted program.
 
         Args:
             engine: answers first.
             never_open: the filters that were cut, `(filters,)`.
-            full: makes an engine of the whole network; called when an image first needs it.
+            full: an engine of the whole network.
         """
         self.name = f"{engine.name}, compacted"
         self.broken = 0
         self._engine = engine
         self._never_open = never_open
-        self._make_full = full
-        self._full: Engine | None = None
+        self._full = full
         self._lock = threading.Lock()
 
     def answer(self, pixels: Pixels) -> Answers:
@@ -125,8 +124,6 @@ class CheckedEngine:
             return answers
         with self._lock:
             self.broken += len(broken)
-            if self._full is None:
-                self._full = self._make_full()
         return _replaced(answers, broken, self._full.answer(np.ascontiguousarray(pixels[broken])))
 
 

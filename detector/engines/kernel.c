@@ -66,9 +66,20 @@ struct program {
     int32_t steps_count, classes, filters, result; /* `result`: the map of class logits */
     int64_t marks;                   /* bytes of marks */
     int64_t scratch;                 /* floats of the arena before the scratch space */
-    int64_t floats;                  /* of the arena, all in all */
     const struct score *score;       /* null for none */
 };
+
+/* Counted up where a struct or an argument changes its meaning; as in detector/engines/library.py. */
+#define VERSION 1
+
+/* What Python is held against before it calls: VERSION, then the sizes of map, step, score and program. */
+const int64_t *pathguard_layout(void)
+{
+    static const int64_t layout[] = {
+        VERSION, sizeof(struct map), sizeof(struct step), sizeof(struct score), sizeof(struct program),
+    };
+    return layout;
+}
 
 /* What one call of the inner loop reads. */
 struct window {

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from detector.engines.engine import Answers
 from detector.engines.kernel_score import KernelScore
-from detector.engines.library import ProgramLayout, library
-from detector.engines.program import ALIGNMENT, CONVOLVE, GATE, MapLayout, Program, Step, StepLayout
+from detector.engines.library import MapLayout, ProgramLayout, StepLayout, library
+from detector.engines.program import ALIGNMENT, CONVOLVE, GATE, Program, Step
 from detector.errors import ImageError
 from detector.images import Pixels
 from detector.paths.encoder import Evidence

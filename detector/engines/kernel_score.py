@@ -6,27 +6,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from detector.engines.library import ProgramLayout, library
+from detector.engines.library import ProgramLayout, ScoreLayout, library
 from detector.errors import EngineError
 from detector.paths.encoder import Evidence
 from detector.scoring.compiled_score import LinearScore
 from detector.scoring.thresholds import Scores
-
-
-class _ScoreLayout(ctypes.Structure):
-    """`struct score`."""
-
-    _fields_ = (
-        *(
-            (name, ctypes.c_void_p)
-            for name in (
-                "bits", "logits", "margins", "doubts", "path_fit", "gate_fit", "odds", "closed", "centre", "whitening",
-                "means", "known", "widths",
-            )
-        ),
-        ("layers", ctypes.c_int32),
-        ("offset", ctypes.c_double),
-    )  # fmt: skip
 
 
 class KernelScore:
@@ -42,7 +26,7 @@ class KernelScore:
         self._arrays = _score_arrays(score)  # kept: the library reads them where they lie
         pointers = {name: array.ctypes.data for name, array in self._arrays.items()}
         layers = score.features.layers
-        self.layout = _ScoreLayout(layers=len(layers), offset=score.offset, **pointers)
+        self.layout = ScoreLayout(layers=len(layers), offset=score.offset, **pointers)
         self._program = ProgramLayout(
             classes=score.features.classes, filters=sum(layers.values()), score=ctypes.addressof(self.layout)
         )

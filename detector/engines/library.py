@@ -11,6 +11,52 @@ from typing import Any
 from detector.errors import EngineError
 
 LIBRARY = "detector.engines._kernel"
+# As in kernel.c.
+VERSION = 1
+
+
+class MapLayout(ctypes.Structure):
+    """`struct map`: where a feature map lies."""
+
+    _fields_ = (
+        ("data", ctypes.c_int64),
+        ("open", ctypes.c_int64),
+        ("channels", ctypes.c_int32),
+        ("height", ctypes.c_int32),
+        ("width", ctypes.c_int32),
+        ("unused", ctypes.c_int32),
+    )
+
+
+class StepLayout(ctypes.Structure):
+    """`struct step`."""
+
+    _fields_ = (
+        *(
+            (name, ctypes.c_int32)
+            for name in (
+                "kind", "input", "other", "out", "gate", "filters", "relu_before", "relu_after", "kernel_h", "kernel_w",
+                "stride", "padding", "hidden", "rows", "count_padding",
+            )
+        ),
+        *((name, ctypes.c_void_p) for name in ("weights", "biases", "squeeze", "squeeze_biases", "kept")),
+    )  # fmt: skip
+
+
+class ScoreLayout(ctypes.Structure):
+    """`struct score`."""
+
+    _fields_ = (
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                "bits", "logits", "margins", "doubts", "path_fit", "gate_fit", "odds", "closed", "centre", "whitening",
+                "means", "known", "widths",
+            )
+        ),
+        ("layers", ctypes.c_int32),
+        ("offset", ctypes.c_double),
+    )  # fmt: skip
 
 
 class ProgramLayout(ctypes.Structure):
@@ -25,7 +71,6 @@ class ProgramLayout(ctypes.Structure):
         ("result", ctypes.c_int32),
         ("marks", ctypes.c_int64),
         ("scratch", ctypes.c_int64),
-        ("floats", ctypes.c_int64),
         ("score", ctypes.c_void_p),
     )
 
@@ -35,7 +80,7 @@ def library() -> Any:
     """The compiled library, set to the widest vectors of this processor.
 
     Raises:
-        EngineError: it was not built.
+        EngineError: it was not built, or from other sources than these.
     """
     found = importlib.util.find_spec(LIBRARY)
     if found is None or found.origin is None:
@@ -47,6 +92,17 @@ def library() -> Any:
         loaded = ctypes.CDLL(found.origin)
     except OSError as error:
         raise EngineError(f"expected a compiled kernel for this machine, got {error}") from None
+    layouts = (MapLayout, StepLayout, ScoreLayout, ProgramLayout)
+    expected = [VERSION, *map(ctypes.sizeof, layouts)]
+    # Structs of another layout would be read all the same, from where other things lie.
+    told = getattr(loaded, "pathguard_layout", None)
+    if told is not None:
+        told.restype = ctypes.POINTER(ctypes.c_int64 * len(expected))
+    if told is None or list(told().contents) != expected:
+        raise EngineError(
+            "expected the compiled kernel of this version, got one built from other sources: install Pathguard anew "
+            "(`make kernel` in a checkout)"
+        )
     loaded.pathguard_use.argtypes, loaded.pathguard_use.restype = [ctypes.c_char_p], ctypes.c_char_p
     loaded.pathguard_run.restype = ctypes.c_int
     loaded.pathguard_run.argtypes = [

@@ -4,7 +4,6 @@ Normalisations are folded first. What follows a convolution directly (activation
 part of its step. A network with anything that the kernel does not know is refused, and served by another engine.
 """
 
-import ctypes
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -34,34 +33,6 @@ MAX_TAPS = 128
 # Floats that a convolution lays its input out in at a time: half of a usual second-level cache.
 SCRATCH = 128 * 1024
 ALIGNMENT = 16
-
-
-class MapLayout(ctypes.Structure):
-    """`struct map`: where a feature map lies."""
-
-    _fields_ = (
-        ("data", ctypes.c_int64),
-        ("open", ctypes.c_int64),
-        ("channels", ctypes.c_int32),
-        ("height", ctypes.c_int32),
-        ("width", ctypes.c_int32),
-        ("unused", ctypes.c_int32),
-    )
-
-
-class StepLayout(ctypes.Structure):
-    """`struct step`."""
-
-    _fields_ = (
-        *(
-            (name, ctypes.c_int32)
-            for name in (
-                "kind", "input", "other", "out", "gate", "filters", "relu_before", "relu_after", "kernel_h", "kernel_w",
-                "stride", "padding", "hidden", "rows", "count_padding",
-            )
-        ),
-        *((name, ctypes.c_void_p) for name in ("weights", "biases", "squeeze", "squeeze_biases", "kept")),
-    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
-from detector.paths.encoder import Floats
+from detector.paths.encoder import Evidence, Floats
 from detector.paths.features import FEATURES, PathFeatures
 from detector.scoring.classifier import FalseAlarmClassifier, log_odds
 from detector.scoring.compiled_trees import compile_trees
@@ -52,6 +52,11 @@ class LinearScore:
         if "gate-likelihoods" in self.weights:
             total += of_classes + int((widths**2).sum())  # each layer is whitened first
         return total
+
+    def of(self, evidence: Evidence) -> Scores:
+        """The score of each image, `(images,)`, as NumPy sums it."""
+        weights = np.concatenate([self.weights[kind] for kind in self.features.kinds])
+        return np.asarray(self.features.of(evidence), np.float64) @ weights + self.offset
 
 
 def compile_score(estimator: BaseEstimator) -> Score:

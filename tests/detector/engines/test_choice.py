@@ -14,7 +14,11 @@ from detector.images import ImageSpec
 from detector.network.decouple import decouple
 from detector.network.networks import build_network
 from detector.paths.encoder import Evidence
+from detector.paths.features import features_named, rows_of
 from detector.paths.path_encoding import PathEncoding
+from detector.scoring.classifier import default_estimator
+from detector.scoring.compiled_score import linear_score
+from tests.detector.engines.test_engines import needs_kernel
 
 CPU = torch.device("cpu")
 SPEC = ImageSpec(8, 8, 1)
@@ -116,6 +120,20 @@ def test_a_library_that_was_not_built_is_named(monkeypatch):
         library.library.cache_clear()
 
 
+@needs_kernel
+def test_a_library_from_other_sources_is_not_called_and_the_message_says_how_to_build_it(network, monkeypatch):
+    monkeypatch.setattr(library, "VERSION", library.VERSION + 1)
+    library.library.cache_clear()
+    try:
+        chosen = choose_engine(network, SPEC, None, CPU)
+    finally:
+        monkeypatch.undo()
+        library.library.cache_clear()
+
+    assert "kernel" not in chosen.name
+    assert "make kernel" in chosen.refused["kernel"]
+
+
 def test_without_onnx_runtime_the_message_names_the_extra(network, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
 
@@ -152,6 +170,28 @@ def test_an_engine_with_other_answers_is_left_out(network, monkeypatch):
 
     assert "kernel" not in chosen.name
     assert "logit_error" in chosen.refused["kernel"]
+
+
+def test_an_engine_with_other_scores_is_left_out(network, monkeypatch):
+    evidence = choice.MaskedEngine(network, CPU).answer(smooth_images(SPEC, 40)).evidence
+    features = features_named("bits+margins", 4, network.layers).fit(rows_of(evidence))
+    score = linear_score(default_estimator().fit(features.of(evidence), np.arange(40) % 2), features)
+
+    class Off(Marked):
+        def __init__(self, *_):
+            super().__init__("kernel")
+
+        def answer(self, pixels):
+            right = choice.MaskedEngine(network, CPU).answer(pixels).evidence
+            return Answers(right, score.of(right) + 0.1)
+
+    monkeypatch.setattr(choice, "KernelEngine", Off)
+
+    chosen = choose_engine(network, SPEC, score, CPU)
+
+    assert "kernel" not in chosen.name
+    assert chosen.refused["kernel"] == "expected the scores of the classifier, got others by 0.1"
+    assert "onnx" in chosen.milliseconds
 
 
 def test_each_batch_goes_to_the_engine_for_so_many_images():
