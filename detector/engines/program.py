@@ -106,9 +106,15 @@ def program_of(network: GatedNet, spec: ImageSpec) -> Program:
     graph = fold_normalisation(network, share=device_of(network).type == "cpu").cpu().graph
     if not isinstance(graph, fx.GraphModule):
         raise EngineError("expected a network that torch.fx can trace, got one with gates put in by name")
-    with torch.inference_mode():
-        ShapeProp(graph).propagate(torch.zeros(1, spec.channels, spec.height, spec.width))
-    return _Lowering(graph, network.layers).run(spec)
+    try:
+        with torch.inference_mode():
+            ShapeProp(graph).propagate(torch.zeros(1, spec.channels, spec.height, spec.width))
+        return _Lowering(graph, network.layers).run(spec)
+    except EngineError:
+        raise
+    except Exception as error:  # a user's own network may do anything; the masked engine runs it as it is
+        reason = " ".join(str(error).split())[:200]
+        raise EngineError(f"expected a network that the kernel knows, got one on which it fails: {reason}") from error
 
 
 class _Lowering:
@@ -125,6 +131,8 @@ class _Lowering:
 
     def run(self, spec: ImageSpec) -> Program:
         nodes = list(self._graph.graph.nodes)
+        for node in nodes:
+            _put_in_place(node)
         result = -1
         for node in nodes:
             if node.op == "placeholder":
@@ -132,7 +140,13 @@ class _Lowering:
                 self._steps.append(Step(PIXELS, self._of[node]))
             elif node.op == "output":
                 result = self._of[node.args[0][0]]
-            elif node not in self._of and not self._is_gate_or_part(node) and node.op != "get_attr":
+            # What gives no tensor, such as `x.size(0)`, is an operand of others, which look at the shapes they make.
+            elif (
+                node not in self._of
+                and not self._is_gate_or_part(node)
+                and node.op != "get_attr"
+                and "tensor_meta" in node.meta
+            ):
                 self._lower(node)
         return Program(tuple(self._maps), tuple(self._steps), result, self._layers)
 
@@ -177,7 +191,12 @@ class _Lowering:
         arrays: Mapping[str, Array] | None = None,
         **numbers: int,
     ) -> Step:
-        step = Step(kind, self._new(shape_of(node)), self._input(source), other, numbers, arrays or {})
+        shape, read = shape_of(node), self._maps[self._input(source)]
+        if kind in _BY_NUMBER:  # what was flattened lies as it did before
+            if read.channels * read.pixels != shape.channels * shape.pixels:
+                raise EngineError(f"expected arithmetic that keeps the shape, got {read} to {shape}")
+            shape = read
+        step = Step(kind, self._new(shape), self._input(source), other, numbers, arrays or {})
         self._steps.append(step)
         self._of[node] = step.out
         return step
@@ -206,9 +225,9 @@ class _Lowering:
             gate = user
             chain.append(next(part for part in gate.users if part.target is output_of))
             user = _only_user(chain[-1])
-        if user is not None and user.target in _ADDS and len(user.args) == 2:
+        if user is not None and user.target in _ADDS and len(user.args) == 2 and not user.kwargs:
             operand: Any = user.args[1] if user.args[0] is chain[-1] else user.args[0]
-            if operand in self._of and shape_of(operand) == shape_of(user):
+            if isinstance(operand, fx.Node) and operand in self._of and shape_of(operand) == shape_of(user):
                 other = self._of[operand]
                 chain.append(user)
                 user = _only_user(user)
@@ -315,7 +334,7 @@ class _Lowering:
             raise EngineError(f"expected adaptive pooling of whole windows, got {before} to {after}")
 
     def mean(self, node: fx.Node) -> None:
-        dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+        dims = node.args[1] if len(node.args) > 1 else None
         if not isinstance(dims, list | tuple) or sorted(int(d) % 4 for d in dims) != [2, 3]:
             raise EngineError(f"expected means over height and width, got {dims}")
         self._add_step(MEAN, node, node.args[0])
@@ -327,8 +346,8 @@ class _Lowering:
         self.alias(node)
 
     def add(self, node: fx.Node) -> None:
-        if any(isinstance(a, fx.Node) and a.op == "get_attr" for a in node.args):
-            self._affine(node, lambda constant: (torch.ones_like(constant), constant))
+        if any(self._constant(a) is not None for a in node.args):
+            self._affine(node, lambda constant: (torch.ones_like(constant), constant), either_side=True)
             return
         if node.kwargs or len({self._maps[self._input(a)] for a in node.args}) != 1:
             raise EngineError(f"expected sums of two equal shapes, got {node.args}")
@@ -342,25 +361,38 @@ class _Lowering:
         self._affine(node, lambda constant: (torch.ones_like(constant), -constant))
 
     def multiply(self, node: fx.Node) -> None:
-        self._affine(node, lambda constant: (constant, torch.zeros_like(constant)))
+        self._affine(node, lambda constant: (constant, torch.zeros_like(constant)), either_side=True)
 
     def divide(self, node: fx.Node) -> None:
         self._affine(node, lambda constant: (1 / constant, torch.zeros_like(constant)))
 
-    def _affine(self, node: fx.Node, parts: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
-        constant = node.args[1]
-        if not isinstance(constant, fx.Node) or constant.op != "get_attr":
-            raise EngineError(f"expected arithmetic with constants of the network, got {node.args}")
-        channels = shape_of(node).channels
-        value = operator.attrgetter(str(constant.target))(self._graph)
+    def _constant(self, operand: object) -> Tensor | None:
+        """A number, or what the network keeps under a name, as a tensor; None for what depends on the image."""
+        if isinstance(operand, int | float):
+            return torch.tensor([float(operand)])
+        if isinstance(operand, fx.Node) and operand.op == "get_attr":
+            kept: Tensor = operator.attrgetter(str(operand.target))(self._graph).detach()
+            return kept
+        return None
+
+    def _affine(
+        self, node: fx.Node, parts: Callable[[Tensor], tuple[Tensor, Tensor]], either_side: bool = False
+    ) -> None:
+        source, operand = node.args[:2]
+        value = self._constant(operand)
+        if value is None and either_side:
+            source, value = operand, self._constant(source)
+        if value is None or node.kwargs:
+            raise EngineError(f"expected arithmetic with constants of the network, got {node.args} {node.kwargs}")
+        channels = self._maps[self._input(source)].channels
         if value.numel() not in (1, channels) or (value.numel() > 1 and value.shape[-3:] != (channels, 1, 1)):
             raise EngineError(f"expected a constant for each channel, got {tuple(value.shape)}")
-        scale, shift = (part.expand(channels).contiguous() for part in parts(value.detach().reshape(-1)))
-        self._add_step(AFFINE, node, node.args[0], arrays={"weights": _array(scale), "biases": _array(shift)})
+        scale, shift = (part.expand(channels).contiguous() for part in parts(value.reshape(-1)))
+        self._add_step(AFFINE, node, source, arrays={"weights": _array(scale), "biases": _array(shift)})
 
     def concatenate(self, node: fx.Node) -> None:
         parts = node.args[0]
-        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+        dim = node.args[1] if len(node.args) > 1 else 0
         if dim not in (1, -3) or not isinstance(parts, list | tuple) or len(tensor_shape(node)) != 4:
             raise EngineError(f"expected concatenations of channels, got dim {dim}")
         joined = self._input(parts[0])
@@ -384,13 +416,15 @@ class _Lowering:
 
     def pad(self, node: fx.Node) -> None:
         widths: Any = node.args[1]
-        mode, value = node.kwargs.get("mode", "constant"), node.kwargs.get("value")
+        options = {**dict(zip(("mode", "value"), node.args[2:], strict=False)), **node.kwargs}
+        mode, value = options.get("mode", "constant"), options.get("value")
         if len(widths) != 6 or any(widths[:4]) or min(widths) < 0 or mode != "constant" or value:
             raise EngineError(f"expected channels padded with zeros, got {widths}")
         self._add_step(PAD_CHANNELS, node, node.args[0], hidden=int(widths[4]))
 
 
 _RELUS = (F.relu, torch.relu, "relu", "relu_")
+_BY_NUMBER = (ADD, RELU, AFFINE)
 _ADDS = (operator.add, operator.iadd, torch.add, "add")
 _MODULES: dict[type, Callable[..., None]] = {
     nn.Conv2d: _Lowering.convolution,
@@ -420,6 +454,28 @@ _FUNCTIONS: dict[Any, Callable[[_Lowering, fx.Node], None]] = {
     F.dropout: _Lowering.alias,
     "contiguous": _Lowering.alias,
 }
+
+
+# Names of operands that may be given by name, in order.
+_OPERANDS: dict[Any, tuple[str, ...]] = {
+    **dict.fromkeys(
+        (*_ADDS, operator.sub, torch.sub, "sub", operator.mul, torch.mul, "mul", operator.truediv, torch.div, "div"),
+        ("input", "other"),
+    ),
+    **dict.fromkeys((torch.mean, "mean"), ("input", "dim")),
+    torch.cat: ("tensors", "dim"),
+    F.pad: ("input", "pad"),
+}
+
+
+def _put_in_place(node: fx.Node) -> None:
+    """Move operands that are given by name to where the handlers look for them."""
+    args, named = list(node.args), dict(node.kwargs)
+    for name in _OPERANDS.get(node.target, ("input",))[len(args) :]:
+        if name not in named:
+            break
+        args.append(named.pop(name))
+    node.args, node.kwargs = tuple(args), named
 
 
 def tensor_shape(node: fx.Node) -> torch.Size:

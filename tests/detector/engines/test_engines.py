@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from detector.batches import to_tensor
+from detector.engines import program
 from detector.engines.choice import agreement_of, smooth_images
 from detector.engines.kernel import KernelEngine
 from detector.engines.library import library
@@ -178,6 +180,72 @@ def test_the_score_of_the_same_call_is_scikit_learns_own(engine, kinds):
     # Of likelihoods the columns themselves are float32, and no rounding is like another.
     expected = classifier.decision_function(features.of(answers.evidence))
     np.testing.assert_allclose(answers.scores, expected, atol=1e-6 if "likelihoods" not in features.kinds[-1] else 1e-4)
+
+
+class Ordinary(nn.Module):
+    """Two convolutions, then `end`: features `(images, 6, 9, 9)` -> logits, given a linear map for 6 and for 486."""
+
+    def __init__(self, end):
+        super().__init__()
+        self.features = nn.Sequential(convolution(1, 6), convolution(6, 6))
+        self.few, self.many, self.more = nn.Linear(6, 3), nn.Linear(486, 3), nn.Linear(12, 3)
+        self.register_buffer("scale", torch.tensor(0.5))
+        self.end = end
+
+    def forward(self, images):
+        return self.end(self, self.features(images))
+
+
+@every_engine
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda net, x: net.more(torch.cat(tensors=[x, x], dim=1).mean((2, 3))),
+        lambda net, x: net.few(torch.mean(input=x, dim=(2, 3))),
+        lambda net, x: net.few(torch.mul(x, other=2.0).mean(dim=[2, 3])),
+        lambda net, x: net.many(x.view(x.size(0), -1)),
+        lambda net, x: net.many(torch.relu(x.reshape(x.shape[0], -1) - 1) * 2),
+        lambda net, x: net.few(torch.relu(input=2 * (1 + x - 1).div(2)).mean((2, 3))),
+        lambda net, x: net.few((net.scale * x + net.scale).mean((2, 3))),
+        lambda net, x: net.few(F.relu(input=torch.add(input=x, other=x)).mean((2, 3))),
+    ],
+    ids=["cat", "mean", "mul", "view", "after-flattening", "numbers", "buffers", "add"],
+)
+def test_ordinary_ways_of_writing_a_network_are_understood(engine, end):
+    spec = ImageSpec(9, 9, 1)
+    network = settled(Ordinary(end), tensor(spec))
+
+    found = agreement(engine, network, spec, smooth_images(spec, 6, seed=1))
+
+    assert found.exact, found
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda net, x: net.few(torch.add(x, x, alpha=3).mean((2, 3))),
+        lambda net, x: net.few(torch.sub(x, 1, alpha=3).mean((2, 3))),
+        lambda net, x: net.more(F.pad(x, (0, 0, 0, 0, 3, 3), "constant", 1.0).mean((2, 3))),
+        lambda net, x: net.few((x * x.size(1)).mean((2, 3))),
+        lambda net, x: net.few(torch.einsum("nchw->nc", x)),
+    ],
+    ids=["alpha", "alpha-of-a-number", "padding", "size", "einsum"],
+)
+def test_what_is_not_understood_is_left_to_the_masked_network(end):
+    network = settled(Ordinary(end), tensor(ImageSpec(9, 9, 1)))
+
+    with pytest.raises(EngineError, match="^expected .*, got"):
+        program_of(network, ImageSpec(9, 9, 1))
+
+
+def test_a_bug_in_lowering_is_no_reason_not_to_load(monkeypatch):
+    def broken(*_):
+        raise IndexError("tuple index out of range")
+
+    monkeypatch.setitem(program._MODULES, nn.Linear, broken)
+
+    with pytest.raises(EngineError, match="got one on which it fails: tuple index out of range"):
+        program_of(decouple(build_network("resnet8", 1, 3)), ImageSpec(8, 8, 1))
 
 
 @pytest.mark.parametrize(
