@@ -146,9 +146,14 @@ def make_atlas(bundle: Bundle, splits: Splits, attacked: Mapping[str, tuple[Pixe
 
 
 def class_agreement(census: Census) -> dict[str, Doubles]:
-    """Layer -> expected share of its filters in the same state for images of two classes, `(classes, classes)`."""
+    """Layer -> expected share of its filters in the same state for images of two classes, `(classes, classes)`.
+
+    NaN for a class of no images.
+    """
+    present = census.images > 0
+    seen = np.outer(present, present)
     return {
-        layer: (rates @ rates.T + (1 - rates) @ (1 - rates).T) / rates.shape[1]
+        layer: np.where(seen, (rates @ rates.T + (1 - rates) @ (1 - rates).T) / rates.shape[1], np.nan)
         for layer, rates in census.by_layer(census.class_rates()).items()
     }
 

@@ -167,8 +167,8 @@ def _concept(atlas: Atlas, concept: Concept) -> Iterator[str]:
             "shared by": f"{purity.images:,} images, {_share(purity.purity)} of them of this class",
             "best filter alone": _share(purity.single),
             "random combinations of as many": _share(purity.random),
-            f"closed for {CLOSED_FOR:,} images": f"accuracy of {name} falls by {100 * closing.own:.1f} points, that of "
-            f"the others by {100 * closing.others:.1f} on average",
+            f"closed for {min(CLOSED_FOR, atlas.judged_images):,} images": f"accuracy of {name} falls by "
+            f"{_points(closing.own)}, that of the others by {_points(closing.others)} on average",
         }
     )
     if len(concept.regions):
@@ -191,6 +191,10 @@ def _named_filters(atlas: Atlas, filters: Sequence[int]) -> Iterator[str]:
 
 def _share(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.1%}"
+
+
+def _points(value: float) -> str:
+    return "-" if math.isnan(value) else f"{100 * value:.1f} points"
 
 
 def _table(caption: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

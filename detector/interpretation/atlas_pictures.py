@@ -60,7 +60,9 @@ def draw_information(atlas: Atlas) -> bytes:
 def draw_firing_rates(atlas: Atlas) -> bytes:
     """How often each filter is open for each class."""
     figure, axis = _wide(1.4 + 0.22 * len(atlas.class_names))
-    image = axis.imshow(atlas.census.class_rates(), aspect="auto", cmap="cividis", vmin=0, vmax=1, interpolation="none")
+    # Blank where there were no images.
+    rates = np.where(atlas.census.images[:, None] > 0, atlas.census.class_rates(), np.nan)
+    image = axis.imshow(rates, aspect="auto", cmap="cividis", vmin=0, vmax=1, interpolation="none")
     axis.set_yticks(range(len(atlas.class_names)), atlas.class_names, fontsize=8)
     _layer_ticks(axis, atlas)
     figure.colorbar(image, ax=axis, label="share of images with the filter open", pad=0.01)
@@ -87,7 +89,7 @@ def draw_agreement(atlas: Atlas) -> bytes:
     rows = -(-len(atlas.agreement) // columns)
     figure = Figure(figsize=(1.9 * columns + 1.2, 2.05 * rows + 0.6), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
-    lowest = min(float(values.min()) for values in atlas.agreement.values())
+    lowest = min(float(np.nanmin(values)) for values in atlas.agreement.values())
     image = None
     for axis, (layer, values) in zip(axes.flat, atlas.agreement.items(), strict=False):
         image = axis.imshow(values, cmap="cividis", vmin=lowest, vmax=1, interpolation="none")

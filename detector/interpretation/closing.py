@@ -1,5 +1,6 @@
 """What a network can no longer do without a combination of filters: the check that the combination causes something."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,8 +21,8 @@ class Closing:
 
     Attributes:
         combination: which filters are closed for every image.
-        own: by how much the accuracy of its class falls, in [-1, 1].
-        others: by how much that of the other classes falls, their mean, in [-1, 1].
+        own: by how much the accuracy of its class falls, in [-1, 1]; NaN without images of it.
+        others: by how much that of the other classes falls, the mean of those with images, in [-1, 1]; NaN without any.
     """
 
     combination: Combination
@@ -30,7 +31,9 @@ class Closing:
 
     @property
     def ratio(self) -> float:
-        """How many times as much its own class loses; infinite where the others lose nothing."""
+        """How many times as much its own class loses; infinite where the others lose nothing, NaN where one is."""
+        if math.isnan(self.own) or math.isnan(self.others):
+            return math.nan
         return self.own / self.others if self.others > 0 else float("inf")
 
 
@@ -43,7 +46,9 @@ def close_combinations(
     for combination in combinations:
         fell = open_ - class_accuracies(network, images, combination.filters, batch)
         others = np.delete(fell, combination.label)
-        rows.append(Closing(combination, float(fell[combination.label]), float(others.mean())))
+        others = others[~np.isnan(others)]
+        mean = float(others.mean()) if len(others) else math.nan
+        rows.append(Closing(combination, float(fell[combination.label]), mean))
     return rows
 
 

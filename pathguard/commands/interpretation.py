@@ -99,10 +99,15 @@ def _attacked(folder: Path | None, bundle: "Bundle") -> "dict[str, tuple[Pixels,
         raise ArtifactError(f"expected attacks on the network of {bundle.folder}, got {folder} with attacks on another")
     found: dict[str, tuple[Pixels, npt.NDArray[np.int64]]] = {}
     for recipe in store.attacks("fitting"):
+        pixels, labels, wanted = [], [], EMBEDDED_ATTACKED
         for shard in store.read("fitting", recipe):
-            fooled = np.flatnonzero(shard.crafted.fooled)[:EMBEDDED_ATTACKED]
-            found[recipe] = shard.crafted.pixels[fooled], shard.labels[fooled]
-            break
+            fooled = np.flatnonzero(shard.crafted.fooled)[:wanted]
+            pixels.append(shard.crafted.pixels[fooled])
+            labels.append(shard.labels[fooled])
+            wanted -= len(fooled)
+            if not wanted:
+                break
+        found[recipe] = np.concatenate(pixels), np.concatenate(labels)
     return found
 
 

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -42,6 +43,23 @@ def test_an_atlas_tells_of_images_that_nothing_was_fitted_on(decoupled_bundle, d
     assert sum(point.recipe is None for point in atlas.points) == len(digits.fitting)
     for concept in atlas.concepts:
         assert len(concept.regions) == len(concept.pixels)
+
+
+def test_an_atlas_of_few_images_says_how_many_and_draws_nothing_for_classes_without_any(
+    decoupled_bundle, digits, tmp_path
+):
+    few = digits.fitting.subset(np.flatnonzero(digits.fitting.labels != 2))
+    atlas = make_atlas(decoupled_bundle, replace(digits, fitting=few), {})
+
+    write_atlas(tmp_path / "index.html", atlas)
+
+    page = (tmp_path / "index.html").read_text()
+    assert f"closed for {len(few)} images" in page
+    assert "nan" not in page.split("<main")[-1].split("base64")[0]
+    for values in atlas.agreement.values():
+        assert np.isnan(values[2]).all()
+        assert np.isnan(values[:, 2]).all()
+        assert np.isfinite(np.delete(np.delete(values, 2, 0), 2, 1)).all()
 
 
 def test_a_folder_that_cannot_be_written_is_told(decoupled_bundle, digits, tmp_path):

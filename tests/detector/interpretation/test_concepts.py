@@ -132,6 +132,19 @@ def test_closing_the_filters_of_others_is_told_as_theirs(known):
     assert closing.others == pytest.approx(3 / 9)
 
 
+def test_classes_without_images_are_no_part_of_what_closing_costs(known):
+    network, images = known
+    seen = images.subset(np.flatnonzero(images.labels < 5))
+
+    own, absent = close_combinations(network, seen, [Combination((4,), 3), Combination((4,), 7)])
+
+    assert (own.own, own.others) == (0.0, 1 / 4)
+    assert own.ratio == 0.0
+    assert (np.isnan(absent.own), absent.others, np.isnan(absent.ratio)) == (True, 1 / 5, True)
+    (alone,) = close_combinations(network, images.subset(np.flatnonzero(images.labels == 3)), [Combination((3,), 3)])
+    assert (alone.own, np.isnan(alone.others), np.isnan(alone.ratio)) == (1.0, True, True)
+
+
 def test_nothing_closed_is_the_accuracy_of_each_class(decoupled_bundle, digits):
     network: GatedNet = decoupled_bundle.network()
     images = digits.test
