@@ -1,7 +1,9 @@
 """Many recipes over many images: what is missing in the store is crafted, what is there is left alone."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +19,7 @@ from attacks.store import AttackStore, ShardKey, ShardRecord
 from detector.batches import device_of, to_tensor
 from detector.datasets import ImageSet
 from detector.errors import ArtifactError, DataError
+from detector.workers import IN_PROCESS, Workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +46,13 @@ def run_attacks(
     backbone: nn.Module | None = None,
     watcher: Watcher | None = None,
     detector: str | None = None,
+    workers: Workers = IN_PROCESS,
 ) -> None:
     """Attack the images of `splits` that `network` gets right, shard by shard, into `store`.
 
-    Only one shard is in memory at a time, and what becomes of an image depends on the store's seed and on its own id
-    alone: an interrupted run goes on where it stopped and gives the same files.
+    Each worker has only one shard in memory at a time, and what becomes of an image depends on the store's seed and on
+    its own id alone: an interrupted run goes on where it stopped and gives the same files, and so do any number of
+    workers.
 
     Args:
         network: the attacked network, decoupled but for experiments.
@@ -58,6 +63,7 @@ def run_attacks(
         backbone: the plain network, for transfer attacks.
         watcher: the detector, for attacks that know it.
         detector: what tells that detector from others; noted with the parameters of these attacks.
+        workers: who crafts; they write the shards, and this process alone says which are done.
 
     Raises:
         ArtifactError: the store holds attacks of the same name with other parameters.
@@ -65,7 +71,10 @@ def run_attacks(
             full.
     """
     size = store.origin.shard_images
-    right = {name: images.subset(rightly_classified(network, images)) for name, images in splits.items()}
+    workers.check_folder(store.folder)
+    right = {
+        name: images.subset(rightly_classified(network, images, workers=workers)) for name, images in splits.items()
+    }
     for name, images in right.items():
         if len(images) == 0:
             raise DataError(f"expected images that the network gets right in the split {name}, got none to attack")
@@ -83,29 +92,77 @@ def run_attacks(
                 f"expected attacks by {recipe.name} with {wanted}, got {store.folder} with "
                 f"{other[0].parameters}; give another folder"
             )
-    total, missing = 0, []
+    total = 0
+    missing: list[_Task] = []
     for recipe in recipes:
         for name, every in right.items():
             images = every.first(recipe.images)
             for start in range(0, len(images), size):
-                key, shard = ShardKey(name, recipe.name, start // size), images.subset(slice(start, start + size))
+                key, count = ShardKey(name, recipe.name, start // size), min(size, len(images) - start)
                 total += 1
                 # The last shard of an earlier run with fewer images may be shorter: that one is made anew.
-                if key not in finished or finished[key].images < len(shard):
-                    missing.append((recipe, key, shard))
+                if key not in finished or finished[key].images < count:
+                    missing.append(_Task(recipe, key, start, start + count))
     done = total - len(missing)
     listen(Campaign(done, total, None))
-    for recipe, key, shard in missing:
-        pixels = to_tensor(shard.pixels(slice(None)), device_of(network))
-        labels = torch.from_numpy(shard.labels).to(pixels.device)
-        lengths = None if recipe.matches is None else _lengths(store, replace(key, recipe=recipe.matches), shard.ids)
-        crafted = craft(
-            recipe, network, pixels, labels, store.origin.seed, shard.ids, backbone=backbone, watcher=watcher,
-            lengths=lengths,
-        )  # fmt: skip
-        record = store.add(key, shard.ids, shard.labels, crafted, _parameters(recipe, detector))
-        done += 1
-        listen(Campaign(done, total, record))
+    crafting = _Crafting(network, backbone, watcher, detector, right, store.folder)
+    for tasks in _in_order(missing):
+        for record in workers.map(crafting, tasks):
+            store.note(record)
+            done += 1
+            listen(Campaign(done, total, record))
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """One shard to craft: images `start` to `end` of those of its split that the network gets right."""
+
+    recipe: Recipe
+    key: ShardKey
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Crafting:
+    """What every worker holds; called, it gives what crafts and writes one shard."""
+
+    network: nn.Module
+    backbone: nn.Module | None
+    watcher: Watcher | None
+    detector: str | None
+    images: Mapping[str, ImageSet]
+    folder: Path
+
+    def __call__(self) -> Callable[[_Task], ShardRecord]:
+        store = AttackStore(self.folder)
+        device = device_of(self.network)
+
+        def craft_shard(task: _Task) -> ShardRecord:
+            recipe, key = task.recipe, task.key
+            shard = self.images[key.split].subset(slice(task.start, task.end))
+            pixels = to_tensor(shard.pixels(slice(None)), device)
+            labels = torch.from_numpy(shard.labels).to(device)
+            matched = None if recipe.matches is None else replace(key, recipe=recipe.matches)
+            crafted = craft(
+                recipe, self.network, pixels, labels, store.origin.seed, shard.ids, backbone=self.backbone,
+                watcher=self.watcher, lengths=None if matched is None else _lengths(store, matched, shard.ids),
+            )  # fmt: skip
+            return store.write(key, shard.ids, shard.labels, crafted, _parameters(recipe, self.detector))
+
+        return craft_shard
+
+
+def _in_order(tasks: Sequence[_Task]) -> Iterator[Sequence[_Task]]:
+    """All tasks, cut where one takes over the lengths of another before it, which has to be done by then."""
+    cuts, begun = [0], set[str]()
+    for place, task in enumerate(tasks):
+        if task.recipe.matches in begun:
+            cuts.append(place)
+            begun = set()
+        begun.add(task.recipe.name)
+    for start, end in pairwise([*cuts, len(tasks)]):
+        yield tasks[start:end]
 
 
 def _parameters(recipe: Recipe, detector: str | None) -> dict[str, object]:

@@ -27,6 +27,7 @@ from detector.scoring.evaluation import DetectionFigures, FalseAlarmFigures, det
 from detector.scoring.fitting import CLASSIFIER, FittedDetector, fit_detector
 from detector.scoring.thresholds import Scores
 from detector.stages import check_fits
+from detector.workers import IN_PROCESS, Workers
 
 ATTACKED_SPLITS = ("fitting", "test")
 AUTO = "auto"
@@ -54,6 +55,7 @@ class FeatureFigures:
 def make_attacks(
     bundle: Bundle, splits: Splits, recipes: Sequence[Recipe], folder: Path, limit: int | None, seed: int,
     shard_images: int, listen: Callable[[Campaign], None], attacked_splits: Sequence[str] = ATTACKED_SPLITS,
+    workers: Workers = IN_PROCESS,
 ) -> list[AttackFigures]:  # fmt: skip
     """Attack the bundle's network; what `folder` already holds is not done again.
 
@@ -67,6 +69,7 @@ def make_attacks(
         shard_images: images in memory at a time.
         listen: called after every shard.
         attacked_splits: names of the splits to attack.
+        workers: who attacks; the files are the same for any.
 
     Returns:
         How each attack did on the last of the splits.
@@ -76,23 +79,24 @@ def make_attacks(
             and the bundle has none.
         DataError: the data does not fit, the folder is in use, or the disk is full.
     """
-    network = _network_for(bundle, splits)
+    network = _network_for(bundle, splits).to(workers.device)
     attacked = {name: splits.named(name).first(limit) for name in attacked_splits}
     origin = Origin(bundle.network_digest, splits.train.name, seed, shard_images)
     watcher, detector = None, None
     if any(recipe.knows_detector for recipe in recipes):
         watcher, detector = defence_of(bundle, network, splits.validation), bundle.threshold_digest
-    with AttackStore.writing(folder, origin) as store:
-        backbone = bundle.backbone().to(best_device())
+    # Workers need not be where this process is.
+    with AttackStore.writing(folder.resolve(), origin) as store:
+        backbone = bundle.backbone().to(workers.device)
         # What is attacked is the network as it is served; a gradient costs a quarter less on it.
-        run_attacks(fold_normalisation(network), attacked, recipes, store, listen, backbone, watcher, detector)
+        run_attacks(fold_normalisation(network), attacked, recipes, store, listen, backbone, watcher, detector, workers)
         return attack_figures(store, attacked_splits[-1])
 
 
 def make_detector(
     bundle: Bundle, splits: Splits, store: AttackStore, features: str, rate: float, seed: int,
     classifier: str = CLASSIFIER, fit_on: str = "all", per_class: bool = False,
-    listen: Callable[[Candidate], None] = lambda _: None,
+    listen: Callable[[Candidate], None] = lambda _: None, workers: Workers = IN_PROCESS,
 ) -> Bundle:  # fmt: skip
     """Fit a detector on clean images and stored attacks of the fitting split, calibrate it, add it to the bundle.
 
@@ -108,14 +112,15 @@ def make_detector(
         fit_on: which stored attacks to fit on: a set of `attacks.fitting_sets.FITTING_SETS`, or recipes by commas.
         per_class: whether the rate is to hold for each predicted class by itself.
         listen: called after every candidate of the choice.
+        workers: who reads and encodes the images; the classifier is fitted here.
 
     Raises:
         ArtifactError: the attacks are on another network.
         DataError: the data does not fit, or no attack succeeded.
         RequestError: there is no threshold for the rate, or the features are unknown.
     """
-    network = _network_for(bundle, splits, store)
-    clean, attacked = fitting_samples(network, splits, store, fit_on)
+    network = _network_for(bundle, splits, store).to(workers.device)
+    clean, attacked = fitting_samples(network, splits, store, fit_on, workers)
     tried: list[Candidate] = []
     if AUTO in (features, classifier):
         kinds = ALL_KINDS if features == AUTO else kinds_named(features)
@@ -124,7 +129,7 @@ def make_detector(
         features, classifier = tried[0].features, tried[0].classifier
     fitted = fit_detector(
         features, clean.evidence, {name: sample.evidence for name, sample in attacked.items()},
-        encode_set(network, splits.calibration), rate, seed, classifier, per_class,
+        encode_set(network, splits.calibration, workers=workers), rate, seed, classifier, per_class,
     )  # fmt: skip
     training: dict[str, object] = {
         "seed": seed,
@@ -172,7 +177,7 @@ def judge_each_feature(
 
 
 def fitting_samples(
-    network: GatedNet, splits: Splits, store: AttackStore, fit_on: str = "all"
+    network: GatedNet, splits: Splits, store: AttackStore, fit_on: str = "all", workers: Workers = IN_PROCESS
 ) -> tuple[Sample, dict[str, Sample]]:
     """Clean images and successful attacks of the fitting split, `FITTED_IMAGES` of each at most.
 
@@ -181,15 +186,16 @@ def fitting_samples(
         splits: the data.
         store: attacks on that network.
         fit_on: a set of `attacks.fitting_sets.FITTING_SETS`, or recipes by commas.
+        workers: who reads and encodes them.
 
     Raises:
         DataError: the attacks are unfinished, or there are no clean images.
         RequestError: the store has no such attacks.
     """
     store.check_finished("fitting")
-    clean = clean_sample(network, splits.fitting, FITTED_IMAGES)
+    clean = clean_sample(network, splits.fitting, FITTED_IMAGES, workers)
     found = {
-        recipe: fooling_sample(network, store, "fitting", recipe, FITTED_IMAGES)
+        recipe: fooling_sample(network, store, "fitting", recipe, FITTED_IMAGES, workers)
         for recipe in fitting_recipes(store, fit_on)
     }
     return clean, {recipe: sample for recipe, sample in found.items() if sample is not None}

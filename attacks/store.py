@@ -9,9 +9,7 @@ header, and mapped without copying; a shard of 250 images needs neither columns 
     DIR/SPLIT/RECIPE/00000-250.safetensors ...    shard and number of images
 """
 
-import fcntl
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +23,7 @@ from safetensors.numpy import load_file, save
 from attacks.craft import Crafted
 from detector.errors import ArtifactError, DataError
 from detector.files import sha256_of, write_whole
+from detector.shard_log import ShardLog, sole_writer
 
 SCHEMA = 2
 
@@ -115,6 +114,7 @@ class AttackStore:
         if self.origin.schema != SCHEMA:
             raise ArtifactError(f"expected attacked images of schema {SCHEMA}, got schema {self.origin.schema}")
         self.folder = folder
+        self._log = ShardLog(folder / "shards.jsonl")
 
     @classmethod
     @contextmanager
@@ -125,18 +125,7 @@ class AttackStore:
             ArtifactError: the store belongs to another network, data set or seed.
             DataError: another process writes to it, or the folder cannot be written.
         """
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = (folder / "lock").open("a")
-        except OSError as error:
-            raise DataError(f"expected a folder that can be written, got {folder} ({error.strerror})") from None
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise DataError(
-                    f"expected to be the only writer of {folder}, got another process at work there"
-                ) from None
+        with sole_writer(folder):
             if not (folder / "manifest.json").exists():
                 _write(folder / "manifest.json", asdict(origin))
             store = cls(folder)
@@ -144,23 +133,17 @@ class AttackStore:
                 found = getattr(store.origin, name)
                 if found != wanted:
                     raise ArtifactError(f"expected attacks of {name} {wanted}, got {folder} with {name} {found}")
-            store._drop_torn_line()
+            store._log.drop_torn_line()
             yield store
 
     def records(self) -> dict[ShardKey, ShardRecord]:
         """The finished shards, in the order in which they were finished."""
-        log = self.folder / "shards.jsonl"
-        if not log.exists():
-            return {}
         found: dict[ShardKey, ShardRecord] = {}
-        for line in log.read_text().splitlines(keepends=True):
-            if not line.endswith("\n"):
-                break  # torn by an interruption: the shard counts as not done
+        for entry in self._log.entries():
             try:
-                entry = json.loads(line)
                 record = ShardRecord(**{**entry, "key": ShardKey(**entry["key"])})
-            except (ValueError, TypeError, KeyError) as error:
-                raise ArtifactError(f"expected a line for each finished shard in {log}, got {error!r}") from None
+            except (TypeError, KeyError) as error:
+                raise self._log.damaged(error) from None
             found[record.key] = record
         return found
 
@@ -206,21 +189,43 @@ class AttackStore:
         Raises:
             DataError: the disk is full or cannot be written; the shards finished before stay usable.
         """
+        record = self.write(key, ids, labels, crafted, parameters)
+        self.note(record)
+        return record
+
+    def write(
+        self, key: ShardKey, ids: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], crafted: Crafted,
+        parameters: Mapping[str, object],
+    ) -> ShardRecord:  # fmt: skip
+        """Write one shard, which is not done before it is noted; for any worker of the store's writer.
+
+        Raises:
+            DataError: the disk is full or cannot be written; the shards finished before stay usable.
+        """
         arrays = {"ids": ids, "labels": labels, **{name: getattr(crafted, name) for name in Crafted.__slots__}}
         try:
             content = save({name: np.ascontiguousarray(values) for name, values in arrays.items()})
             digest = write_whole(self.folder / key.file(len(ids)), content)
-            record = ShardRecord(key, len(ids), int(crafted.fooled.sum()), digest, parameters)
-            with (self.folder / "shards.jsonl").open("a") as log:
-                log.write(json.dumps(asdict(record)) + "\n")
-                log.flush()
-                os.fsync(log.fileno())
         except OSError as error:
-            raise DataError(
-                f"expected room for {key.file(len(ids))} in {self.folder}, got: {error.strerror}; the "
-                f"{len(self.records())} finished shards are whole, and the same command goes on from there"
-            ) from None
-        return record
+            raise self._no_room(key, len(ids), error) from None
+        return ShardRecord(key, len(ids), int(crafted.fooled.sum()), digest, parameters)
+
+    def note(self, record: ShardRecord) -> None:
+        """Say in the manifest that a shard, which is safe on disk, is done; for the store's writer alone.
+
+        Raises:
+            DataError: the disk is full or cannot be written; the shards finished before stay usable.
+        """
+        try:
+            self._log.append(asdict(record))
+        except OSError as error:
+            raise self._no_room(record.key, record.images, error) from None
+
+    def _no_room(self, key: ShardKey, images: int, error: OSError) -> DataError:
+        return DataError(
+            f"expected room for {key.file(images)} in {self.folder}, got: {error.strerror}; the "
+            f"{len(self.records())} finished shards are whole, and the same command goes on from there"
+        )
 
     def read(self, split: str, recipe: str) -> Iterator[Shard]:
         """The finished shards of one recipe on one split, one in memory at a time, in order.
@@ -230,7 +235,7 @@ class AttackStore:
         """
         records = [r for k, r in self.records().items() if (k.split, k.recipe) == (split, recipe)]
         for record in sorted(records, key=lambda record: record.key.index):
-            yield self._shard(record)
+            yield self.shard(record)
 
     def one(self, key: ShardKey) -> Shard | None:
         """One finished shard; None where there is none.
@@ -239,9 +244,14 @@ class AttackStore:
             ArtifactError: it is missing or altered.
         """
         record = self.records().get(key)
-        return None if record is None else self._shard(record)
+        return None if record is None else self.shard(record)
 
-    def _shard(self, record: ShardRecord) -> Shard:
+    def shard(self, record: ShardRecord) -> Shard:
+        """The finished shard of one of `records`.
+
+        Raises:
+            ArtifactError: it is missing or altered.
+        """
         path = self.folder / record.key.file(record.images)
         if not path.is_file():
             raise ArtifactError(f"expected the shard {path} that the manifest names, got no file")
@@ -258,11 +268,6 @@ class AttackStore:
     def recipes(self, split: str) -> list[str]:
         """The recipes with finished shards on `split`, in the order in which they were begun."""
         return list(dict.fromkeys(key.recipe for key in self.records() if key.split == split))
-
-    def _drop_torn_line(self) -> None:
-        log = self.folder / "shards.jsonl"
-        if log.exists() and not (content := log.read_bytes()).endswith(b"\n"):
-            write_whole(log, content[: content.rfind(b"\n") + 1])
 
 
 def _write(path: Path, content: object) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -85,9 +86,19 @@ class DecoupledFigures:
     layers: tuple[LayerFigures, ...]
 
 
+class BackboneTraining(Protocol):
+    """What trains a backbone: `train_backbone`, or a cluster's."""
+
+    def __call__(
+        self, network: nn.Module, splits: Splits, schedule: Schedule, folder: Path, run: Mapping[str, object],
+        listen: Listener,
+    ) -> None:  # fmt: skip
+        """As `train_backbone`."""
+
+
 def make_backbone(
     name: str, splits: Splits, schedule: Schedule, folder: Path, listen: Listener, resize: bool = False,
-    command: str = "",
+    command: str = "", training: BackboneTraining = train_backbone,
 ) -> tuple[Bundle, BackboneFigures]:  # fmt: skip
     """Train a backbone from scratch into a new bundle; the same call goes on with an interrupted run.
 
@@ -99,6 +110,7 @@ def make_backbone(
         listen: called after every step.
         resize: whether the network, when served, takes images of other sizes and resizes them.
         command: what the user typed, for the model card.
+        training: what trains it.
 
     Raises:
         ArtifactError: `folder` already holds a bundle.
@@ -114,7 +126,7 @@ def make_backbone(
     checkpoints = folder / BACKBONE_CHECKPOINTS
     run = {"stage": "backbone", "network": name, **data_facts(splits.train)}
     with checkpointed(checkpoints):
-        train_backbone(network, splits, schedule, checkpoints, run, listen)
+        training(network, splits, schedule, checkpoints, run, listen)
     begun = _begin(name, network, splits, folder, resize, {"command": command, "schedule": asdict(schedule)})
     shutil.rmtree(checkpoints)
     return begun
@@ -282,18 +294,23 @@ def data_facts(images: ImageSet) -> dict[str, object]:
     return {"data": images.name, "data_digest": images.digest, "training_images": len(images)}
 
 
-def check_fits(bundle: Bundle, images: ImageSet) -> None:
+def check_fits(bundle: Bundle, images: ImageSet, other_files: bool = False) -> None:
     """Refuse images that the bundle's network cannot take.
 
+    Args:
+        bundle: with a network.
+        images: for it.
+        other_files: whether they may be of another set than the one that it was trained on.
+
     Raises:
-        DataError: another size, other channels or other classes.
+        DataError: another size, other channels, other classes or other files.
     """
     info = bundle.manifest.network
     wanted = (info.spec.height, info.spec.width, info.spec.channels)
     found = (images.spec.height, images.spec.width, images.spec.channels)
     if wanted != found:
         raise DataError(f"expected images of {info.spec} for {bundle.folder}, got {images.spec} in {images.name}")
-    if info.data_digest != images.digest:
+    if info.data_digest != images.digest and not other_files:
         raise DataError(
             f"expected the images of {info.data} that {bundle.folder} was trained on, got {images.name} with other "
             "files: its splits would overlap with those that were trained on"

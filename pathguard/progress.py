@@ -72,6 +72,13 @@ def attack_bar(title: str) -> Iterator[Callable[["Campaign"], None]]:
 
 
 @contextmanager
+def encode_bar() -> Iterator[Callable[[int, int], None]]:
+    """A listener for encodings: shards done, and shards in all."""
+    with _bar("encode") as update:
+        yield lambda done, total: update(done, total, "")
+
+
+@contextmanager
 def detect_bar() -> Iterator[Callable[[int, int, int, int], None]]:
     """A listener for a stream of images: how many of how many, how many adversarial, how many bad."""
     with _bar("detect") as update:

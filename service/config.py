@@ -16,7 +16,8 @@ from service.errors import ConfigError
 PREFIX: Final = "PATHGUARD_"
 # Variables that are no settings of the server but may stand beside them: sources of models, what runs them.
 ELSEWHERE: Final = tuple(
-    f"{PREFIX}{name}" for name in ("BUNDLE", "MODELS", "THREADS", "TRUST", "ENGINE", "TOKEN", "TARGET", "DATA_DIR")
+    f"{PREFIX}{name}"
+    for name in ("BUNDLE", "MODELS", "THREADS", "TRUST", "ENGINE", "TOKEN", "TARGET", "DATA_DIR", "RAY")
 )
 
 _SWITCH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}

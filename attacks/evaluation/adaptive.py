@@ -1,22 +1,24 @@
 """How much a detector withstands an attacker who knows all of it: robust accuracy at each budget."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from attacks.adaptive.defence import Defence
 from attacks.adaptive.suite import ADAPTIVE, ADAPTIVE_DEEP
 from attacks.craft import craft
 from attacks.evaluation.protocol import Protocol
-from attacks.recipes import RECIPES
+from attacks.recipes import RECIPES, Recipe, Setting
 from attacks.selection import rightly_classified
 from detector.batches import device_of, to_tensor
 from detector.datasets import ImageSet
 from detector.network.decouple import GatedNet
 from detector.scoring.thresholds import clopper_pearson
+from detector.workers import IN_PROCESS, Workers
 
 ANY = "any of them"
 # Those that take a number of steps; the others, which see scores or decisions only, keep their own settings.
@@ -54,8 +56,9 @@ class Withstood:
 
 
 def withstand(
-    network: GatedNet, images: ImageSet, defence: Defence, protocol: Protocol, accuracy: float, seed: int
-) -> list[Withstood]:
+    network: GatedNet, images: ImageSet, defence: Defence, protocol: Protocol, accuracy: float, seed: int,
+    workers: Workers = IN_PROCESS,
+) -> list[Withstood]:  # fmt: skip
     """Attack the first images that the network gets right, by each adaptive recipe at each budget.
 
     Clean images that the detector flags stay in: an attacker may find a version of them that it does not flag. With
@@ -68,37 +71,85 @@ def withstand(
         protocol: how many images, steps, restarts; which recipes and budgets.
         accuracy: share of clean test images that the network gets right.
         seed: of the attacks.
+        workers: who attacks.
     """
     right = images.subset(rightly_classified(network, images.first(2 * protocol.adaptive_images)))
     chosen = right.first(protocol.adaptive_images)
     pixels = to_tensor(chosen.pixels(slice(None)), device_of(network))
     labels = torch.from_numpy(chosen.labels).to(pixels.device)
+    tasks = list(_tasks(protocol, len(chosen)))
+    won = list(workers.map(_Attacking(network, pixels, labels, chosen.ids, defence, seed), tasks))
     found: list[Withstood] = []
+    for budget in protocol.budgets:
+        evaded, misread = np.zeros(len(chosen), bool), np.zeros(len(chosen), bool)
+        own: list[tuple[str, npt.NDArray[np.bool_]]] = []
+        for task, one in zip(tasks, won, strict=True):
+            if task.budget != budget:
+                continue
+            misread[: task.images] |= one.fooled
+            if task.recipe.knows_detector:
+                own.append((task.recipe.name, one.reached))
+                evaded[: task.images] |= one.reached
+        rows = [*own, (ANY, evaded)]
+        found += [_row(name, budget, lost, misread[: len(lost)], accuracy, defence.exact) for name, lost in rows]
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """One attack at one budget, in grey levels of 255, on the first images."""
+
+    budget: int
+    recipe: Recipe
+    images: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Won:
+    """What became of a task's images: misread; misread and unflagged, each `(images,)`."""
+
+    fooled: npt.NDArray[np.bool_]
+    reached: npt.NDArray[np.bool_]
+
+
+def _tasks(protocol: Protocol, images: int) -> Iterator[_Task]:
     for budget in protocol.budgets:
         headline = budget == protocol.budgets[-1]
         # Below the headline's budget a curve is drawn, by descents a quarter as long.
         steps = protocol.adaptive_steps if headline else max(10, protocol.adaptive_steps // 4)
         restarts = protocol.adaptive_restarts if headline else 1
-        plain = replace(RECIPES["pgd"], budget=budget / 255, settings={"steps": steps, "step": 0.25, "stop": True})
-        misread = craft(plain, network, pixels, labels, seed, chosen.ids).fooled
-        evaded = np.zeros(len(chosen), bool)
-        own: list[tuple[str, npt.NDArray[np.bool_]]] = []
+        plain: dict[str, Setting] = {"steps": steps, "step": 0.25, "stop": True}
+        yield _Task(budget, replace(RECIPES["pgd"], budget=budget / 255, settings=plain), images)
         for recipe in ADAPTIVE:
             stepped = recipe.name in STEPPED
             if recipe.name not in protocol.adaptive_recipes or not (stepped or headline):
                 continue
             settings = {**recipe.settings, "steps": steps, "restarts": restarts} if stepped else recipe.settings
-            few = slice(len(chosen) if stepped else recipe.images)
+            few = images if stepped or recipe.images is None else min(images, recipe.images)
+            yield _Task(budget, replace(recipe, budget=budget / 255, settings=settings), few)
+
+
+@dataclass(frozen=True, slots=True)
+class _Attacking:
+    """What every worker holds; called, it gives what runs one task."""
+
+    network: GatedNet
+    pixels: Tensor
+    labels: Tensor
+    ids: npt.NDArray[np.int64]
+    defence: Defence
+    seed: int
+
+    def __call__(self) -> Callable[[_Task], _Won]:
+        def attack(task: _Task) -> _Won:
+            few = slice(task.images)
+            known = self.defence if task.recipe.knows_detector else None
             crafted = craft(
-                replace(recipe, budget=budget / 255, settings=settings), network, pixels[few], labels[few], seed,
-                chosen.ids[few], watcher=defence,
-            )  # fmt: skip
-            own.append((recipe.name, crafted.reached))
-            evaded[few] |= crafted.reached
-            misread[few] |= crafted.fooled
-        rows = [*own, (ANY, evaded)]
-        found += [_row(name, budget, lost, misread[: len(lost)], accuracy, defence.exact) for name, lost in rows]
-    return found
+                task.recipe, self.network, self.pixels[few], self.labels[few], self.seed, self.ids[few], watcher=known
+            )
+            return _Won(crafted.fooled, crafted.reached)
+
+        return attack
 
 
 def _row(

@@ -17,7 +17,7 @@ from attacks.fitting_sets import named_sets
 from attacks.store import AttackStore
 from detector.baselines.all import all_baselines
 from detector.baselines.baseline import Baseline, behind
-from detector.batches import best_device, to_tensor
+from detector.batches import to_tensor
 from detector.bundle import Bundle
 from detector.datasets import ImageSet, Splits
 from detector.errors import ArtifactError
@@ -27,13 +27,14 @@ from detector.paths.features import ALL, FEATURES, name_of
 from detector.scoring.compiled_score import compile_score
 from detector.scoring.fitting import CLASSIFIER
 from detector.stages import check_fits
+from detector.workers import IN_PROCESS, Workers
 
 log = logging.getLogger(__name__)
 
 
 def evaluate_bundle(
     bundle: Bundle, splits: Splits, store: AttackStore, protocol: Protocol, seed: int = 0,
-    foreign: ImageSet | None = None, adaptive: bool = True,
+    foreign: ImageSet | None = None, adaptive: bool = True, workers: Workers = IN_PROCESS,
 ) -> Evaluation:  # fmt: skip
     """Judge the bundle's detector; the same seed gives the same tables, but for measured times.
 
@@ -45,6 +46,7 @@ def evaluate_bundle(
         seed: of noise, corruptions, adaptive attacks, bootstrap and what is fitted anew.
         foreign: images of another data set; None for handwritten digits.
         adaptive: whether attackers who know the detector are let loose.
+        workers: those attackers, which take most of the time.
 
     Raises:
         ArtifactError: the bundle has no detector, or the attacks are on another network.
@@ -56,14 +58,14 @@ def evaluate_bundle(
             f"expected attacks on the network {bundle.network_digest[:12]} of {bundle.folder}, got attacks on "
             f"{store.origin.network[:12]} in {store.folder}"
         )
-    network, info = bundle.network().to(best_device()), bundle.detector_info()
+    network, info = bundle.network().to(workers.device), bundle.detector_info()
     classes, classifier = len(bundle.manifest.network.classes), info.classifier or CLASSIFIER
 
     def paths(features: str, name: str) -> PathDetector:
         return PathDetector(network, features, classifier, classes, seed, name)
 
     ours = paths(info.features, "paths")
-    example = to_tensor(splits.test.pixels(slice(0, 1)), best_device())
+    example = to_tensor(splits.test.pixels(slice(0, 1)), workers.device)
     others: list[Baseline] = []
     if protocol.baselines:
         every = all_baselines(network, example)
@@ -97,7 +99,7 @@ def evaluate_bundle(
     if adaptive:
         log.info("attackers who know the detector")
         known = defence_of(bundle, network, splits.validation)
-        withstood = withstand(network, splits.test, known, protocol, material.right_clean, seed)
+        withstood = withstand(network, splits.test, known, protocol, material.right_clean, seed, workers)
         title = f"robust accuracy where {info.max_false_alarm_rate:.0%} of clean images may be flagged"
         sheets.append(Sheet("adaptive", title, rows_of_withstood(withstood)))
     sheets.append(

@@ -6,12 +6,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detector.batches import batches, device_of, to_tensor
-from detector.datasets import ImageSet, Splits
+from detector.datasets import ImageSet, Indices, Splits
 from detector.errors import TrainingError
 from detector.images import Pixels
 from detector.network.checkpoint import Chosen, load_checkpoint, restore, save_checkpoint
@@ -60,9 +61,28 @@ class Progress:
 Listener = Callable[[Progress], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Team:
+    """Several processes that train one network: each does its share of every batch, and gradients are averaged.
+
+    Attributes:
+        rank: which of them this one is; the first one measures, and writes the checkpoint.
+        size: how many they are.
+        joined: makes of the network one whose gradients are averaged over the team.
+    """
+
+    rank: int = 0
+    size: int = 1
+    joined: Callable[[nn.Module], nn.Module] = lambda network: network
+
+
+ALONE = Team()
+
+
 def train_backbone(
-    network: nn.Module, splits: Splits, schedule: Schedule, folder: Path, run: Mapping[str, object], listen: Listener
-) -> None:
+    network: nn.Module, splits: Splits, schedule: Schedule, folder: Path, run: Mapping[str, object], listen: Listener,
+    team: Team = ALONE,
+) -> None:  # fmt: skip
     """Train a plain network in place; resumes from the checkpoint in `folder`.
 
     The weights that remain are those of the epoch that did best on the validation images.
@@ -74,6 +94,8 @@ def train_backbone(
         folder: where the checkpoint lies.
         run: names of network and data; with the schedule they tell this run from others.
         listen: called after every step.
+        team: who trains. A checkpoint serves a team of any size; batch normalisation sees its own share of a batch
+            only, so that the weights differ with the size.
 
     Raises:
         TrainingError: the loss is not finite, or the checkpoint is of another run.
@@ -82,12 +104,14 @@ def train_backbone(
     if isinstance(normalise, Normalise):
         normalise.set_statistics(*pixel_statistics(splits.train))
 
+    joined = team.joined(network)
+
     def loss(images: Tensor, labels: Tensor, _progress: float) -> Tensor:
-        return F.cross_entropy(network(images), labels)
+        return F.cross_entropy(joined(images), labels)
 
     train_epochs(
         network, loss, splits, schedule, folder, {**run, "schedule": asdict(schedule)}, listen,
-        lambda: {"accuracy": accuracy(network, splits.validation)}, lambda _, figures: figures["accuracy"],
+        lambda: {"accuracy": accuracy(network, splits.validation)}, lambda _, figures: figures["accuracy"], team,
     )  # fmt: skip
 
 
@@ -225,6 +249,7 @@ def train_epochs(
     listen: Listener,
     measure: Callable[[], Figures],
     score: Callable[[float, Figures], float | None],
+    team: Team = ALONE,
 ) -> None:
     """The loop of every training; ends with `trained` in evaluation mode, with the weights of the best epoch.
 
@@ -239,6 +264,7 @@ def train_epochs(
         measure: gives the figures of an epoch.
         score: the share of the training that is done, and the epoch's figures -> what is made large; None for an epoch
             that may not be chosen. Where none may, the last epoch's weights remain.
+        team: who trains; what remains is with its first.
 
     Raises:
         TrainingError: the loss is not finite, or the checkpoint is of another run.
@@ -268,11 +294,16 @@ def train_epochs(
             step = epoch * steps_an_epoch + index
             for group in optimizer.param_groups:
                 group["lr"] = schedule.rate_at(step / steps)
-            positions = order[index * schedule.batch : (index + 1) * schedule.batch]
-            pixels = _augment(images.pixels(positions), schedule, chooser)
+            whole = order[index * schedule.batch : (index + 1) * schedule.batch]
+            shifts = _shifts(len(whole), images.spec.height, schedule, chooser)
+            own = slice(team.rank, None, team.size)
+            positions = whole[own]
+            pixels = _augment(images.pixels(positions), schedule, shifts.at(own))
             labels = torch.from_numpy(images.labels[positions]).to(device)
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=_has_fast_bf16(device)):
                 loss = loss_of(to_tensor(pixels, device), labels, step / steps)
+                if team.size > 1:  # each share counts by its images
+                    loss = loss * (len(positions) * team.size / len(whole))
             if not torch.isfinite(loss):
                 raise TrainingError(_diverged(f"loss, got {loss.item()} at step {step + 1} of {steps}", epoch, folder))
             optimizer.zero_grad(set_to_none=True)
@@ -281,6 +312,8 @@ def train_epochs(
             listen(Progress(epoch, step + 1, steps, loss.item(), figures))
         if not all(torch.isfinite(value).all() for value in trained.parameters()):
             raise TrainingError(_diverged(f"weights, got others at the end of epoch {epoch + 1}", epoch, folder))
+        if team.rank:
+            continue
         figures = measure()
         reached = score((epoch + 1) / schedule.epochs, figures)
         if reached is not None and (chosen is None or reached >= chosen.score):
@@ -297,17 +330,32 @@ def _diverged(what: str, epoch: int, folder: Path) -> str:
     return f"expected a finite {what}; {kept}; try a smaller learning rate with another --out"
 
 
-def _augment(pixels: Pixels, schedule: Schedule, chooser: np.random.Generator) -> Pixels:
-    """Shift each image at random over a black border and mirror half of them."""
+@dataclass(frozen=True, slots=True)
+class _Shifts:
+    """How the images of a batch are moved and mirrored, each `(images,)`."""
+
+    rows: Indices
+    columns: Indices
+    mirrored: npt.NDArray[np.bool_]
+
+    def at(self, own: slice) -> "_Shifts":
+        return _Shifts(self.rows[own], self.columns[own], self.mirrored[own])
+
+
+def _shifts(count: int, height: int, schedule: Schedule, chooser: np.random.Generator) -> _Shifts:
+    """Each image is shifted at random over a black border, and half of them are mirrored."""
+    rows, columns = chooser.integers(0, 2 * int(schedule.shift * height) + 1, (2, count))
+    mirrored = chooser.random(count) < 0.5 if schedule.flip else np.zeros(count, bool)
+    return _Shifts(rows, columns, mirrored)
+
+
+def _augment(pixels: Pixels, schedule: Schedule, shifts: _Shifts) -> Pixels:
     count, height, width, _ = pixels.shape
     border = int(schedule.shift * height)
     padded = np.pad(pixels, ((0, 0), (border, border), (border, border), (0, 0)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(1, 2))
-    rows, columns = chooser.integers(0, 2 * border + 1, (2, count))
-    shifted: Pixels = np.moveaxis(windows[np.arange(count), rows, columns], 1, 3)
-    if schedule.flip:
-        mirrored = chooser.random(count) < 0.5
-        shifted[mirrored] = shifted[mirrored, :, ::-1]
+    shifted: Pixels = np.moveaxis(windows[np.arange(count), shifts.rows, shifts.columns], 1, 3)
+    shifted[shifts.mirrored] = shifted[shifts.mirrored, :, ::-1]
     return shifted
 
 

@@ -1,6 +1,6 @@
 """Images -> what one forward pass of a decoupled network leaves behind as evidence."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,10 +8,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from detector.batches import batches, device_of
+from detector.batches import device_of, to_tensor
 from detector.datasets import ImageSet
 from detector.network.decouple import GatedNet
 from detector.paths.path_encoding import PathEncoding
+from detector.workers import IN_PROCESS, Workers
 
 Floats = npt.NDArray[np.float32]
 
@@ -73,8 +74,26 @@ def encode(network: GatedNet, images: Tensor) -> Evidence:
     return Evidence(logits.float().cpu().numpy(), gate_logits, PathEncoding(gate_logits > 0, network.layers))
 
 
-def encode_set(network: GatedNet, images: ImageSet, batch: int = 500) -> Iterator[Evidence]:
-    """The evidence of `images`, one batch in memory at a time."""
-    network.eval()
-    for _, pixels in batches(images, batch, device_of(network)):
-        yield encode(network, pixels)
+def encode_set(
+    network: GatedNet, images: ImageSet, batch: int = 500, workers: Workers = IN_PROCESS
+) -> Iterator[Evidence]:
+    """The evidence of `images`, one batch in memory at a time; of each worker, where others do it."""
+    return workers.map(_Encoding(network, images, batch), range(0, len(images), batch))
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoding:
+    """What every worker holds; called, it gives what encodes the batch from a position on."""
+
+    network: GatedNet
+    images: ImageSet
+    batch: int
+
+    def __call__(self) -> Callable[[int], Evidence]:
+        self.network.eval()
+
+        def encode_from(start: int) -> Evidence:
+            pixels = self.images.pixels(slice(start, start + self.batch))
+            return encode(self.network, to_tensor(pixels, device_of(self.network)))
+
+        return encode_from

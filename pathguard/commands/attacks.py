@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pathguard.commands.options import BundleDir, DataDir, ImageSize, Json, Seed, Trust, splits_of
+from pathguard.commands.options import BundleDir, DataDir, ImageSize, Json, Ray, Seed, Trust, splits_of, workers_of
 from pathguard.progress import attack_bar
 from pathguard.tables import Figure, show
 
@@ -27,6 +27,7 @@ def attack(
     limit: Annotated[int | None, typer.Option(help="Attack at most N images of each split.", min=1)] = None,
     shard_images: Annotated[int, typer.Option(help="Images in memory at a time.", min=1)] = 250,
     seed: Seed = 0,
+    ray: Ray = None,
     data_dir: DataDir = None,
     image_size: ImageSize = None,
     trust: Trust = None,
@@ -42,8 +43,8 @@ def attack(
     chosen = recipes_named(recipes)
     opened = Bundle(bundle, trust)
     splits = splits_of(opened.manifest.network.data, data_dir, image_size)
-    with attack_bar("attack") as listen:
-        rows = make_attacks(opened, splits, chosen, out, limit, seed, shard_images, listen)
+    with workers_of(ray) as workers, attack_bar("attack") as listen:
+        rows = make_attacks(opened, splits, chosen, out, limit, seed, shard_images, listen, workers=workers)
     if json_:
         show("", [asdict(row) for row in rows], as_json=True)
         return

@@ -3,12 +3,27 @@
 import json
 import logging
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pathguard.commands.options import AttackDir, BundleDir, DataDir, ImageSize, Json, Rate, Seed, Trust, splits_of
+from pathguard.commands.options import (
+    AttackDir,
+    BundleDir,
+    DataDir,
+    ImageSize,
+    Json,
+    Rate,
+    Ray,
+    Seed,
+    Trust,
+    splits_of,
+    workers_of,
+)
 from pathguard.tables import show
+
+if TYPE_CHECKING:
+    from detector.scoring.choice import Candidate
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +49,7 @@ def fit(
     ] = False,
     max_false_alarm_rate: Rate = 0.05,
     seed: Seed = 0,
+    ray: Ray = None,
     data_dir: DataDir = None,
     image_size: ImageSize = None,
     trust: Trust = None,
@@ -49,11 +65,16 @@ def fit(
 
     opened = Bundle(bundle, trust)
     splits = splits_of(opened.manifest.network.data, data_dir, image_size)
-    grown = make_detector(
-        opened, splits, AttackStore(attacks), features, max_false_alarm_rate, seed, classifier, fit_on, per_class,
-        lambda tried: log.info("%s on %s: unseen %.4f, worst %.4f, seen %.4f", tried.classifier, tried.features,
-                               tried.mean, tried.worst, tried.seen),
-    )  # fmt: skip
+
+    def listen(tried: "Candidate") -> None:
+        figures = tried.mean, tried.worst, tried.seen
+        log.info("%s on %s: unseen %.4f, worst %.4f, seen %.4f", tried.classifier, tried.features, *figures)
+
+    with workers_of(ray) as workers:
+        grown = make_detector(
+            opened, splits, AttackStore(attacks), features, max_false_alarm_rate, seed, classifier, fit_on, per_class,
+            listen, workers,
+        )  # fmt: skip
     made = grown.manifest.training["detector"]
     facts = {"features": grown.detector_info().features, **made}
     show(f"detector in {bundle}", [{key: str(value) for key, value in facts.items() if key != "candidates"}], json_)
@@ -69,6 +90,7 @@ def evaluate(
         str | None, typer.Option(help="Another data set for images of no known class; else handwritten digits.")
     ] = None,
     seed: Seed = 0,
+    ray: Ray = None,
     data_dir: DataDir = None,
     image_size: ImageSize = None,
     trust: Trust = None,
@@ -84,7 +106,8 @@ def evaluate(
     chosen, opened = protocol_named(protocol), Bundle(bundle, trust)
     splits = splits_of(opened.manifest.network.data, data_dir, image_size)
     strangers = splits_of(foreign, None, None).test if foreign is not None else None
-    found = evaluate_bundle(opened, splits, AttackStore(attacks), chosen, seed, strangers, adaptive)
+    with workers_of(ray) as workers:
+        found = evaluate_bundle(opened, splits, AttackStore(attacks), chosen, seed, strangers, adaptive, workers)
     page, *files = write_evaluation(found, out or attacks / "evaluation")
     if json_:
         print(json.dumps(content_of(found), indent=1))

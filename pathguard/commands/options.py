@@ -3,7 +3,8 @@
 Steps that need torch import it when they run, so that the client's commands work where only the client is installed.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from detector.datasets import Splits
+    from detector.workers import Workers
 
 Data = Annotated[str, typer.Option(help="Data set: fashion-mnist, cifar10, or folder:PATH with a folder per class.")]
 DataDir = Annotated[
@@ -27,6 +29,15 @@ Trust = Annotated[
     typer.Option(
         help="package.module:function that builds the bundle's network and whose code may run.",
         envvar="PATHGUARD_TRUST",
+    ),
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Work on a Ray cluster: auto, HOST:PORT, or local for all processors of this machine.",
+        envvar="PATHGUARD_RAY",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -49,6 +60,20 @@ def splits_of(data: str, data_dir: Path | None, image_size: int | None) -> "Spli
     from detector.datasets import load_splits
 
     return load_splits(data, data_dir, image_size)
+
+
+@contextmanager
+def workers_of(ray: str | None) -> "Iterator[Workers]":
+    """Who does the work: this process, or those of a Ray cluster, which is not imported without one."""
+    from detector.workers import IN_PROCESS
+
+    if ray is None:
+        yield IN_PROCESS
+        return
+    from cluster.ray_workers import ray_workers
+
+    with ray_workers(ray) as workers:
+        yield workers
 
 
 def image_files(paths: list[Path]) -> Iterable[Path]:
