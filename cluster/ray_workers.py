@@ -8,6 +8,7 @@ of its turn is bounded, so that neither the object store nor this process grows 
 
 import logging
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -34,6 +35,8 @@ _AHEAD = 4
 _LOSSES = 3
 # Waiting for a worker to begin, while there is none.
 _BEGIN_SECONDS = 300.0
+# How long Ray may take to tell that a processor was given back.
+_FREED_SECONDS = 5.0
 
 
 @contextmanager
@@ -66,7 +69,12 @@ def free_processors(address: str, wanted: int = 1) -> int:
     """
     import ray
 
-    free, there = (int(of().get("CPU", 0)) for of in (ray.available_resources, ray.cluster_resources))
+    patience = time.monotonic() + _FREED_SECONDS
+    while True:
+        free, there = (int(of().get("CPU", 0)) for of in (ray.available_resources, ray.cluster_resources))
+        if free >= wanted or time.monotonic() > patience:
+            break
+        time.sleep(0.2)
     if free < wanted:
         what = "a free processor" if wanted == 1 else f"{wanted} free processors"
         raise ClusterError(f"expected {what} on the cluster {address}, got {free} of {there}")

@@ -5,8 +5,8 @@ out of each other's way:
 
 - what waits and runs is bounded, in items and in bytes; a caller who does not fit is refused before it has cost
   anything, and so is one whose deadline would pass before its items had been run;
-- a batch starts as soon as the model is free. Nobody waits for a batch to fill: while one batch runs, the next fills
-  by itself, and on an idle machine waiting would only add delay;
+- a batch starts as soon as the model, or one of its replicas, is free. Nobody waits for a batch to fill: while one
+  batch runs, the next fills by itself, and on an idle machine waiting would only add delay;
 - what would be too late even if it ran now makes room for those that would not, while there are such;
 - earliest deadline first; but the item that has waited longest goes first once it has waited `max_wait_seconds`, so
   that a caller without a deadline is never passed over for ever;
@@ -22,6 +22,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, TypeVar
@@ -43,6 +44,9 @@ _BRIEF_SECONDS = 0.001
 # How much one batch more counts in the running estimate of the seconds that an item takes.
 NEWEST_WEIGHT = 0.2
 
+# In `run`: for how many seconds yet somebody waits for an answer of this batch; below 0 where nobody does any more.
+seconds_wanted: ContextVar[Callable[[], float]] = ContextVar("seconds_wanted", default=lambda: math.inf)
+
 
 @dataclass(slots=True, eq=False)
 class _Submission(Generic[Item, Answer]):
@@ -54,16 +58,16 @@ class _Submission(Generic[Item, Answer]):
     arrived: float
     future: "asyncio.Future[list[Answer | BaseException]]"
     taken: int = 0
-    answers: "list[Answer | BaseException]" = field(default_factory=list)
+    answers: "dict[int, Answer | BaseException]" = field(default_factory=dict)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Batch(Generic[Item, Answer]):
-    """Items that run together, and how many of them each submission gave, in order."""
+    """Items that run together; which submissions they are of, the first one's place there and how many, in order."""
 
     started: float
     items: list[Item] = field(default_factory=list)
-    shares: list[tuple[_Submission[Item, Answer], int]] = field(default_factory=list)
+    shares: list[tuple[_Submission[Item, Answer], int, int]] = field(default_factory=list)
     waits: list[float] = field(default_factory=list)
 
 
@@ -102,6 +106,7 @@ class MicroBatcher(Generic[Item, Answer]):
         on_batch: Callable[[BatchRun[Item]], None] | None = None,
         brief: Callable[[Item], bool] | None = None,
         worker: Worker | None = None,
+        lanes: int = 1,
         clock: Callable[[], float] | None = None,
     ) -> None:
         """Needs a running event loop.
@@ -115,7 +120,8 @@ class MicroBatcher(Generic[Item, Answer]):
             on_batch: told of every batch when it has been run; must not raise.
             brief: whether `run` surely ends soon for this item, so that it may be called on the event loop where the
                 item is alone; None for never.
-            worker: where `run` is called; None for a thread of the batcher's own.
+            worker: where `run` is called; None for threads of the batcher's own.
+            lanes: most batches that run at once, at least 1; such a `worker` takes as many.
             clock: seconds that never go back, which deadlines are told by; None for the loop's.
         """
         self._run = run
@@ -129,14 +135,15 @@ class MicroBatcher(Generic[Item, Answer]):
         self._brief = brief
         self._numbers = itertools.count()
         self._waiting: list[_Submission[Item, Answer]] = []  # by deadline, then by arrival
-        self._running: _Batch[Item, Answer] | None = None
+        self._running: list[_Batch[Item, Answer]] = []  # the oldest first
+        self._lanes = lanes
         self._wake: asyncio.Handle | None = None
         self._items = 0
         self._bytes = 0
         self._seconds = 0.0
         self._done = 0.0
         self._closed = False
-        self._worker = ModelThread() if worker is None else worker
+        self._worker = ModelThread(lanes) if worker is None else worker
 
     @property
     def pending_items(self) -> int:
@@ -145,8 +152,8 @@ class MicroBatcher(Generic[Item, Answer]):
 
     @property
     def running_seconds(self) -> float:
-        """How long the present batch has been running; 0 while the model is idle."""
-        return 0.0 if self._running is None else self._clock() - self._running.started
+        """How long the oldest of the present batches has been running; 0 while the model is idle."""
+        return self._clock() - self._running[0].started if self._running else 0.0
 
     @contextmanager
     def admit(self, items: int, size: int, deadline: float | None = None) -> Iterator[None]:
@@ -223,7 +230,7 @@ class MicroBatcher(Generic[Item, Answer]):
     async def close(self) -> None:
         """Ends all submissions with UnavailableError, refuses new ones and lets the worker end; safe to call twice."""
         self._closed = True
-        running = [] if self._running is None else [submission for submission, _ in self._running.shares]
+        running = [submission for batch in self._running for submission, _, _ in batch.shares]
         for submission in [*self._waiting, *running]:
             _fail(submission, UnavailableError("the server is stopping"))
         self._waiting.clear()
@@ -231,19 +238,17 @@ class MicroBatcher(Generic[Item, Answer]):
 
     def _wake_up(self) -> None:
         # Not at once but when the loop has seen what else is there: callers who come together run together.
-        if self._running is None and self._wake is None and self._waiting:
+        if len(self._running) < self._lanes and self._wake is None and self._waiting:
             self._wake = self._loop.call_soon(self._start)
 
     def _start(self) -> None:
         self._wake = None
-        batch = self._next_batch()
-        if batch is None:
-            return
-        self._running = batch
-        if self._may_run_here(batch):
-            self._finish(batch, self._answers(batch.items))
-        else:
-            self._worker.start(partial(self._answers, batch.items), partial(self._finish, batch))
+        while len(self._running) < self._lanes and (batch := self._next_batch()) is not None:
+            self._running.append(batch)
+            if self._may_run_here(batch):
+                self._finish(batch, self._answers(batch.items))
+            else:
+                self._worker.start(partial(self._run_batch, batch), partial(self._finish, batch))
 
     def _may_run_here(self, batch: _Batch[Item, Answer]) -> bool:
         """Whether nobody notices that the event loop stands still meanwhile."""
@@ -275,7 +280,7 @@ class MicroBatcher(Generic[Item, Answer]):
     def _would_be_late(self, submission: _Submission[Item, Answer], now: float) -> bool:
         """Whether its deadline would pass even if the rest of its items ran now."""
         left = len(submission.items) - submission.taken
-        return now + left * self._seconds_per_item() >= submission.deadline
+        return now + left * self._seconds_per_item() / self._lanes >= submission.deadline
 
     def _take(self, submission: _Submission[Item, Answer], batch: _Batch[Item, Answer]) -> None:
         start = submission.taken
@@ -283,12 +288,12 @@ class MicroBatcher(Generic[Item, Answer]):
             batch.waits.append(batch.started - submission.arrived)
         submission.taken = min(len(submission.items), start + self._max_batch - len(batch.items))
         batch.items.extend(submission.items[start : submission.taken])
-        batch.shares.append((submission, submission.taken - start))
+        batch.shares.append((submission, start, submission.taken - start))
         if submission.taken == len(submission.items):
             self._waiting.remove(submission)
 
     def _finish(self, batch: _Batch[Item, Answer], answers: "list[Answer | BaseException]") -> None:
-        self._running = None
+        self._running.remove(batch)
         keep, seconds = 1 - NEWEST_WEIGHT, self._clock() - batch.started
         self._seconds = keep * self._seconds + NEWEST_WEIGHT * seconds
         self._done = keep * self._done + NEWEST_WEIGHT * len(batch.items)
@@ -296,11 +301,14 @@ class MicroBatcher(Generic[Item, Answer]):
         if self._waiting and self._wake is None:
             self._start()
         position = 0
-        for submission, share in batch.shares:
-            submission.answers += answers[position : position + share]
+        for submission, start, share in batch.shares:
+            # By their places: of two batches that run at once either may be done first.
+            submission.answers.update(
+                zip(range(start, start + share), answers[position : position + share], strict=True)
+            )
             position += share
             if len(submission.answers) == len(submission.items) and not submission.future.done():
-                submission.future.set_result(submission.answers)
+                submission.future.set_result([submission.answers[place] for place in range(len(submission.items))])
         if self._on_batch is not None:
             failed = sum(isinstance(answer, BaseException) for answer in answers)
             # Behind the callers, who have just been woken: they need not wait for those who count.
@@ -312,12 +320,13 @@ class MicroBatcher(Generic[Item, Answer]):
         On an idle model it is 0 whatever was measured: the next caller always gets its chance, so that one slow batch
         cannot shut out all who come after it.
         """
-        if self._running is None and not self._waiting:
+        if len(self._running) < self._lanes and not self._waiting:
             return 0.0
         before = sum(len(other.items) - other.taken for other in self._waiting if other.deadline <= deadline)
-        wait = (before + items) * self._seconds_per_item()
-        if self._running is not None:
-            wait += max(0.0, len(self._running.items) * self._seconds_per_item() - self.running_seconds)
+        wait = (before + items) * self._seconds_per_item() / self._lanes
+        if len(self._running) == self._lanes:
+            oldest = self._running[0]
+            wait += max(0.0, len(oldest.items) * self._seconds_per_item() - self.running_seconds)
         return wait
 
     def _seconds_per_item(self) -> float:
@@ -326,6 +335,14 @@ class MicroBatcher(Generic[Item, Answer]):
     def _retry_after(self) -> float:
         """Half the time that all admitted items should take, within [0.01 s, 5 s]."""
         return min(5.0, max(0.01, self._items * self._seconds_per_item() / 2))
+
+    def _run_batch(self, batch: _Batch[Item, Answer]) -> "list[Answer | BaseException]":
+        seconds_wanted.set(partial(self._seconds_wanted, batch))
+        return self._answers(batch.items)
+
+    def _seconds_wanted(self, batch: _Batch[Item, Answer]) -> float:
+        waiting = [submission.deadline for submission, _, _ in batch.shares if not submission.future.done()]
+        return max(waiting, default=-math.inf) - self._clock()
 
     def _answers(self, items: Sequence[Item]) -> "list[Answer | BaseException]":
         try:

@@ -1,4 +1,4 @@
-"""The one thread in which the model runs, beside the event loop; torch lets go of Python's lock while it computes."""
+"""The thread in which the model runs, beside the event loop; torch lets go of Python's lock while it computes."""
 
 import asyncio
 import queue
@@ -16,21 +16,27 @@ class Worker(Protocol):
     """Does work elsewhere and tells of it on the event loop: `ModelThread`, or what a test puts in its place."""
 
     def start(self, work: Work, done: Done) -> None:
-        """Begins `work`, which must not raise; `done` is called on the loop with what it gives. One at a time."""
+        """Begins `work`, which must not raise; `done` is called on the loop with what it gives."""
 
     def close(self) -> None:
         """Takes no more work; what runs may end."""
 
 
 class ModelThread:
-    """A thread that does one piece of work after the other. All methods are for the event loop's thread."""
+    """Threads that each do one piece of work after the other. All methods are for the event loop's thread."""
 
-    def __init__(self) -> None:
-        """Starts the thread; needs a running event loop."""
+    def __init__(self, threads: int = 1) -> None:
+        """Starts them; needs a running event loop.
+
+        Args:
+            threads: one for a model in this process; as many as replicas where each waits for one of them.
+        """
+        self._threads = threads
         self._loop = asyncio.get_running_loop()
         self._handed: queue.SimpleQueue[tuple[Work, Done] | None] = queue.SimpleQueue()
-        # A daemon, so that a model that hangs cannot keep the process alive after the server has stopped.
-        threading.Thread(target=anywhere(self._work), name="model", daemon=True).start()
+        # Daemons, so that a model that hangs cannot keep the process alive after the server has stopped.
+        for _ in range(threads):
+            threading.Thread(target=anywhere(self._work), name="model", daemon=True).start()
 
     def start(self, work: Work, done: Done) -> None:
         """As `Worker.start`."""
@@ -38,7 +44,8 @@ class ModelThread:
 
     def close(self) -> None:
         """As `Worker.close`; safe to call twice."""
-        self._handed.put(None)
+        for _ in range(self._threads):
+            self._handed.put(None)
 
     def _work(self) -> None:
         while (handed := self._handed.get()) is not None:

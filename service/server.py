@@ -76,10 +76,12 @@ class ModelSource:
     Attributes:
         repository: the bundles.
         load: makes a model of one, in a thread.
+        lanes: how many batches its models run at once: as many as replicas of them there may be.
     """
 
     repository: Repository
     load: Load
+    lanes: int = 1
 
 
 class Server:
@@ -139,6 +141,7 @@ class Server:
             max_pending_bytes=config.max_pending_bytes,
             on_batch=self._count_batch,
             brief=is_brief,
+            lanes=models.lanes if isinstance(models, ModelSource) else 1,
         )
         metrics.queue_images.set_function(lambda: self._batcher.pending_items)
         metrics.answered_in_full.set_function(lambda: sum(model.answered_in_full for model in self._registry.all()))

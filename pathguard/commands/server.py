@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pathguard.commands.options import Json
+from pathguard.commands.options import Json, Ray
 from pathguard.tables import show
 from service.config import PREFIX, ServiceConfig, Setting, settings
 
@@ -70,6 +70,11 @@ def serve(
             f"bundle is loaded; {PREFIX}ENGINE)."
         ),
     ] = None,
+    ray: Ray = None,
+    replicas: Annotated[
+        str | None,
+        typer.Option(help="With --ray: replicas of each model, N or MIN:MAX by load, a processor each (default: 1)."),
+    ] = None,
     **given: Any,
 ) -> None:
     """Serve bundles over gRPC until SIGTERM or Ctrl-C. Every setting is also a variable, told beside it.
@@ -103,8 +108,16 @@ def serve(
         names = ", ".join(model.name for model in repository.scan())
         print(f"serving {names} on {config.host}:{port}", flush=True)
 
-    load = partial(_load, trust or os.environ.get(f"{PREFIX}TRUST"), engine or os.environ.get(f"{PREFIX}ENGINE", ""))
-    run(ModelSource(repository, load), config, on_ready=ready)
+    trusted, wanted = trust or os.environ.get(f"{PREFIX}TRUST"), engine or os.environ.get(f"{PREFIX}ENGINE", "")
+    if ray is None:
+        if replicas is not None:
+            raise typer.BadParameter("expected --ray beside --replicas, got none")
+        run(ModelSource(repository, partial(_load, trusted, wanted)), config, on_ready=ready)
+        return
+    from cluster.replicas import Replicas, replicated
+
+    with replicated(ray, Replicas.parsed(replicas or "1"), trusted, wanted) as source:
+        run(ModelSource(repository, source.load, source.replicas.most), config, on_ready=ready)
 
 
 def upgrade(

@@ -4,7 +4,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from service.batching import BatchRun, MicroBatcher
+from service.batching import BatchRun, MicroBatcher, seconds_wanted
 from service.errors import AnswerError, ExpiredError, OverloadedError, UnavailableError
 
 POISON = -1
@@ -331,3 +331,67 @@ async def test_closing_ends_what_waits_and_what_runs_and_refuses_what_comes():
             await batcher.submit([2])
         with pytest.raises(UnavailableError):
             batcher.admit(1, 1).__enter__()
+
+
+class Doors:
+    """Lets each batch out by itself, by its first item."""
+
+    def __init__(self, *firsts):
+        self.doors = {first: threading.Event() for first in firsts}
+        self.came = {first: threading.Event() for first in firsts}
+
+    def __call__(self, items):
+        self.came[items[0]].set()
+        self.doors[items[0]].wait(20)
+        return [2 * item for item in items]
+
+    async def has(self, first):
+        assert await asyncio.to_thread(self.came[first].wait, 20)
+
+
+async def test_as_many_batches_as_lanes_run_at_once_and_answers_keep_their_order():
+    model = Doors(0, 4, 8)
+    async with batching(model, lanes=2) as batcher:
+        large = asyncio.create_task(batcher.submit(list(range(10))))
+        await model.has(0)
+        await model.has(4)
+        assert not model.came[8].is_set()
+        model.doors[4].set()  # the second batch is done first
+        await model.has(8)
+        model.doors[8].set()
+        model.doors[0].set()
+
+        assert await large == [2 * item for item in range(10)]
+
+
+async def test_a_running_batch_is_told_how_long_it_is_wanted():
+    told, clock = [], Clock()
+
+    def model(items):
+        told.append(seconds_wanted.get())
+        return items
+
+    class Held:
+        """Runs nothing before it is let go."""
+
+        def start(self, work, done):
+            self.work = work
+
+        def close(self):
+            pass
+
+    held = Held()
+    async with batching(model, worker=held, clock=clock) as batcher:
+        first, second = await waiting(batcher.submit([1], 5.0), batcher.submit([2], 9.0))
+        await asyncio.sleep(0)
+        await asyncio.to_thread(held.work)
+        (wanted,) = told
+
+        clock.now = 2.0
+        assert wanted() == 7.0
+        second.cancel()
+        await asyncio.wait([second])
+        assert wanted() == 3.0
+        first.cancel()
+        await asyncio.wait([first])
+        assert wanted() < 0

@@ -1,0 +1,291 @@
+"""Models whose work is done by replicas on a Ray cluster: Ray Serve deployments behind handles, no ports of their own.
+
+The server of `service` stays the edge: it checks callers, decodes, forms every batch once, and hands whole batches to
+replicas. A batch that nobody waits for any more is taken back; one whose replica died is given to another, once, which
+changes nothing: a model's answer depends on the pixels alone.
+"""
+
+import logging
+import threading
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cluster.connection import connected, same_place
+from cluster.errors import ClusterError
+from cluster.ray_workers import free_processors
+from detector.errors import DetectorError
+from detector.images import ImageSpec, Pixels
+from detector.interpretation.explanation import Explainer
+from detector.scoring.detections import Detections
+from service.batching import seconds_wanted
+from service.errors import ConfigError, ExpiredError, UnavailableError
+from service.models.repository import FoundVersion
+
+log = logging.getLogger(__name__)
+
+# How often somebody looks whether a batch is still wanted, while it runs.
+_LOOK_SECONDS = 0.05
+# A replica that answers no more is found out after so long.
+_HEALTH_SECONDS = 2.0
+# How long load has to last for another replica to be begun, and idleness for one to be ended.
+_UP_SECONDS, _DOWN_SECONDS = 3.0, 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Replicas:
+    """How many replicas a model has.
+
+    Attributes:
+        least: at all times, at least 1.
+        most: under load.
+    """
+
+    least: int
+    most: int
+
+    @classmethod
+    def parsed(cls, text: str) -> "Replicas":
+        """`2`, or `2:8` for 2 to 8 by load.
+
+        Raises:
+            ConfigError: it is neither.
+        """
+        parts = text.split(":")
+        if len(parts) > 2 or not all(part.isascii() and part.isdecimal() for part in parts):
+            raise ConfigError(f"expected replicas of N or MIN:MAX, got {text!r}")
+        least, most = int(parts[0]), int(parts[-1])
+        if not 1 <= least <= most:
+            raise ConfigError(f"expected replicas of 1 <= MIN <= MAX, got {text!r}")
+        return cls(least, most)
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What the server asks of a model beside answers."""
+
+    model_version: str
+    threshold_version: str
+    spec: ImageSpec
+    class_names: tuple[str, ...]
+    layers: Mapping[str, int]
+    max_false_alarm_rate: float
+    calibration_images: int
+    restores: bool
+    engine: str
+
+
+class _Replica:
+    """What runs in a replica's process."""
+
+    def __init__(self, place: str, folder: str, name: str, trusted: str | None, engine: str) -> None:
+        same_place(place)
+        from detector.bundle import Bundle
+        from detector.engines.choice import FASTEST
+        from detector.scoring.detector import Detector
+
+        self._detector = Detector(Bundle(Path(folder), trusted), name, engine or FASTEST)
+
+    def facts(self) -> _Facts:
+        made = self._detector
+        return _Facts(
+            made.model_version, made.threshold_version, made.spec, tuple(made.class_names), dict(made.layers),
+            made.max_false_alarm_rate, made.calibration_images, made.restores, made.engine,
+        )  # fmt: skip
+
+    def detect(self, pixels: Pixels) -> tuple[Detections, int]:
+        before = self._detector.answered_in_full
+        return self._detector.detect(pixels), self._detector.answered_in_full - before
+
+    def restore(self, pixels: Pixels, probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+        return self._detector.restore(pixels, probabilities)
+
+
+class ReplicatedModel:
+    """A `service.model.Model` whose replicas do the work; its deployment ends when nobody holds it any more."""
+
+    def __init__(self, handle: Any, name: str, folder: Path, trusted: str | None, replicas: Replicas) -> None:
+        """Asks a replica what it is.
+
+        Args:
+            handle: of the deployment.
+            name: what callers ask for.
+            folder: of the bundle, for explanations.
+            trusted: whose code may run to build its network.
+            replicas: how many there are.
+        """
+        self.name = name
+        self.brief = False  # the way to a replica has no bound
+        self.answered_in_full = 0
+        self._handle, self._folder, self._trusted = handle, folder, trusted
+        self._explainer: Explainer | None = None
+        self._lock = threading.Lock()
+        facts: _Facts = self._ask("facts")
+        self.model_version, self.threshold_version = facts.model_version, facts.threshold_version
+        self.spec, self.class_names, self.layers = facts.spec, facts.class_names, facts.layers
+        self.max_false_alarm_rate, self.calibration_images = facts.max_false_alarm_rate, facts.calibration_images
+        self.restores = facts.restores
+        self.engine = f"{facts.engine} in {replicas.least} to {replicas.most} replicas"
+
+    def detect(self, pixels: Pixels) -> Detections:
+        """As `Model.detect`.
+
+        Raises:
+            ExpiredError: nobody waits for the answers any more.
+            UnavailableError: two replicas died of it, one after the other.
+        """
+        detections: Detections
+        detections, in_full = self._ask("detect", pixels)
+        if in_full:
+            with self._lock:
+                self.answered_in_full += in_full
+        return detections
+
+    def restore(self, pixels: Pixels, probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+        """As `Model.restore`."""
+        labels: npt.NDArray[np.int64] = self._ask("restore", pixels, probabilities)
+        return labels
+
+    def explainer(self) -> Explainer:
+        """As `Model.explainer`; explanations are made here, beside the replicas.
+
+        Raises:
+            ArtifactError: the bundle holds no statistics of paths.
+        """
+        from detector.bundle import Bundle
+
+        with self._lock:
+            if self._explainer is None:
+                self._explainer = Explainer(Bundle(self._folder, self._trusted))
+            return self._explainer
+
+    def _ask(self, method: str, *given: Any) -> Any:
+        from ray.exceptions import RayActorError
+
+        try:
+            return self._asked_once(method, *given)
+        except RayActorError as error:
+            log.warning("model %s: a replica was lost, its batch goes to another: %s", self.name, type(error).__name__)
+        try:
+            return self._asked_once(method, *given)
+        except RayActorError as error:
+            raise UnavailableError(f"two replicas were lost, one after the other ({type(error).__name__})") from None
+
+    def _asked_once(self, method: str, *given: Any) -> Any:
+        from ray.exceptions import RayTaskError
+
+        wanted = seconds_wanted.get()
+        if wanted() <= 0:
+            raise ExpiredError("nobody waits for the answer any more")
+        response = getattr(self._handle, method).remote(*given)
+        while True:
+            try:
+                return response.result(timeout_s=_LOOK_SECONDS)
+            except TimeoutError:
+                if wanted() <= 0:
+                    response.cancel()
+                    raise ExpiredError("nobody waits for the answer any more") from None
+            except RayTaskError as error:
+                if isinstance(cause := getattr(error, "cause", None), DetectorError):
+                    raise cause from None
+                raise
+
+
+class ReplicaSource:
+    """Makes models of bundles: each a deployment of its own, so that a new version is warm before the old one ends."""
+
+    def __init__(self, address: str, replicas: Replicas, trusted: str | None, engine: str) -> None:
+        """Deploys nothing yet.
+
+        Args:
+            address: of the cluster, for messages.
+            replicas: of each model.
+            trusted: `package.module:function` whose code may run to build a network.
+            engine: what runs the networks; empty for the fastest.
+        """
+        self.replicas = replicas
+        self._address, self._trusted, self._engine = address, trusted, engine
+
+    def load(self, found: FoundVersion, name: str) -> ReplicatedModel:
+        """As `service.models.keeper.Load`.
+
+        Raises:
+            ClusterError: the cluster has too few free processors.
+            ArtifactError: the bundle cannot be used.
+        """
+        from ray import serve
+
+        from detector.bundle import Bundle
+
+        folder = found.folder.resolve()
+        Bundle(folder, self._trusted).detector_info()  # what is wrong with it is said here, in its own words
+        free_processors(self._address, self.replicas.least)
+        application = f"{name}-{token_hex(4)}"
+        deployment = serve.deployment(
+            _Replica,
+            name="model",
+            max_ongoing_requests=2,
+            ray_actor_options={"num_cpus": 1},
+            health_check_period_s=_HEALTH_SECONDS,
+            autoscaling_config={
+                "min_replicas": self.replicas.least,
+                "max_replicas": self.replicas.most,
+                "target_ongoing_requests": 1,
+                "upscale_delay_s": _UP_SECONDS,
+                "downscale_delay_s": _DOWN_SECONDS,
+            },
+        )
+        bound = deployment.bind(str(Path.cwd()), str(folder), name, self._trusted, self._engine)
+        try:
+            handle = serve.run(bound, name=application, route_prefix=None)
+            model = ReplicatedModel(handle, name, folder, self._trusted, self.replicas)
+        except BaseException:
+            _end(application)
+            raise
+        weakref.finalize(model, _end, application)
+        return model
+
+
+@contextmanager
+def replicated(
+    address: str, replicas: Replicas, trusted: str | None = None, engine: str = ""
+) -> Iterator[ReplicaSource]:
+    """Within it models can be deployed on a cluster; they end with it.
+
+    Args:
+        address: as `cluster.connection.connected` takes it.
+        replicas: of each model.
+        trusted: `package.module:function` whose code may run to build a network.
+        engine: what runs the networks; empty for the fastest.
+
+    Raises:
+        ClusterError: the cluster cannot be used, has another Serve instance on it, or too few free processors.
+    """
+    with connected(address):
+        from ray import serve
+
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)  # the server has words of its own
+        free_processors(address, replicas.least)
+        if serve.status().applications:
+            raise ClusterError(f"expected no deployments on the cluster {address} beside ours, got some")
+        serve.start(proxy_location="Disabled")  # it would open an HTTP port; the edge is ours
+        try:
+            yield ReplicaSource(address, replicas, trusted, engine)
+        finally:
+            serve.shutdown()
+
+
+def _end(application: str) -> None:
+    import ray
+    from ray import serve
+
+    if ray.is_initialized():  # else it ended with the connection, and asking would begin a cluster
+        with suppress(Exception):
+            serve.delete(application, _blocking=False)
