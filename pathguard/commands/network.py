@@ -2,19 +2,21 @@
 
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pathguard.commands.options import Data, DataDir, ImageSize, Json, Seed, Trust, splits_of
+from pathguard.commands.options import Data, DataDir, ImageSize, Json, Ray, Seed, Trust, splits_of
 from pathguard.progress import training_bar
 from pathguard.tables import row_of, show
 
 if TYPE_CHECKING:
     from detector.bundle import Bundle
-    from detector.stages import DecoupledFigures
+    from detector.stages import BackboneTraining, DecoupledFigures
 
 NAMES = "resnet8, resnet14, resnet20, resnet56, vggnet, googlenet, resnet18, or package.module:function of your own"
 
@@ -31,6 +33,7 @@ def train(
     flip: Annotated[bool, typer.Option(help="Mirror half of the training images.")] = True,
     limit: Annotated[int | None, typer.Option(help="Train on the first N images only.", min=1)] = None,
     seed: Seed = 0,
+    ray: Ray = None,
     data_dir: DataDir = None,
     image_size: ImageSize = None,
     json_: Json = False,
@@ -44,9 +47,23 @@ def train(
     splits = splits_of(data, data_dir, image_size)
     splits = replace(splits, train=splits.train.first(limit))
     schedule = Schedule(epochs, batch, learning_rate, flip=flip, seed=seed, cycles=cycles)
-    with training_bar(f"train {network}") as listen:
-        _, figures = make_backbone(network, splits, schedule, out, listen, resize, _command())
+    with _training_of(ray) as training, training_bar(f"train {network}") as listen:
+        _, figures = make_backbone(network, splits, schedule, out, listen, resize, _command(), training)
     show(f"backbone {network} in {out}", [row_of(figures)], json_)
+
+
+@contextmanager
+def _training_of(ray: str | None) -> "Iterator[BackboneTraining]":
+    """What trains: this process, or all free processors of a Ray cluster."""
+    if ray is None:
+        from detector.network.training import train_backbone
+
+        yield train_backbone
+        return
+    from cluster.training import ray_training
+
+    with ray_training(ray) as training:
+        yield training
 
 
 def decouple(
