@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from service.config import ELSEWHERE, PREFIX, ServiceConfig
+from service.records.telemetry import Metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 KUBERNETES = ROOT / "deploy" / "kubernetes"
@@ -120,6 +121,17 @@ def test_the_autoscaler_scales_the_deployment_by_processor_and_leaves_it_replica
     assert "replicas" not in manifests()["Deployment"]["spec"]
     assert 2 <= scaler["minReplicas"] < scaler["maxReplicas"]
     assert {metric["resource"]["name"] for metric in scaler["metrics"]} == {"cpu"}
+
+
+def test_the_queue_scales_beside_the_processor_by_a_metric_that_the_server_has():
+    scaler = manifests("queue")["HorizontalPodAutoscaler"]
+    assert scaler["metadata"]["name"] == manifests()["HorizontalPodAutoscaler"]["metadata"]["name"]
+    processor, queue = scaler["spec"]["metrics"]
+    assert processor == manifests()["HorizontalPodAutoscaler"]["spec"]["metrics"][0]
+    name = queue["pods"]["metric"]["name"]
+    assert name in {metric.name for metric in Metrics("test").registry.collect()}
+    assert int(queue["pods"]["target"]["averageValue"]) == 2 * ServiceConfig().max_batch
+    assert "../base" in manifests("queue")["Kustomization"]["resources"]
 
 
 def test_ports_are_the_same_everywhere():
