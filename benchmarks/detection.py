@@ -23,7 +23,7 @@ import numpy as np
 import typer
 from sklearn.datasets import load_digits
 
-from attacks.evaluation.evaluate import evaluate_bundle
+from attacks.evaluation.evaluate import PATHLESS, evaluate_bundle
 from attacks.evaluation.protocol import PROTOCOLS, Protocol, protocol_named
 from attacks.evaluation.report import write_evaluation
 from attacks.hardening import Hardening, harden
@@ -35,6 +35,7 @@ from detector.bundle import MANIFEST, Bundle
 from detector.datasets import ImageSet, Splits, cut, load_splits
 from detector.images import ImageSpec, Pixels
 from detector.network.schedule import Schedule
+from detector.paths.features import ALL
 from detector.stages import make_backbone, make_decoupled
 from pathguard.progress import attack_bar, training_bar
 from pathguard.tables import show
@@ -158,7 +159,7 @@ def _judged(
         make_attacks(bundle, splits, recipes_named(plan.attacks), attacks, plan.images, seed, 250, listen_to)
     store = AttackStore(attacks)
     if bundle.manifest.detector is None:
-        bundle = make_detector(bundle, splits, store, AUTO if plan.classifier == AUTO else "all", RATE, seed,
+        bundle = make_detector(bundle, splits, store, AUTO if plan.classifier == AUTO else ALL, RATE, seed,
                                plan.classifier)  # fmt: skip
     content = report / "evaluation.json"
     if not content.exists():
@@ -288,10 +289,12 @@ def _adaptive(column: str, times: float) -> Callable[[Tables], float | None]:
 
 
 def _path_adds(attack: str) -> Callable[[Tables], float | None]:
+    """All features against those that read the class logits alone."""
+
     def found(tables: Tables) -> float | None:
         of = {row["detector"]: row.get(attack) for row in tables["features"]}
-        everything, margins = of.get("all"), of.get("margins")
-        return None if everything is None or margins is None else 100 * (float(everything) - float(margins))
+        everything, without = of.get(ALL), of.get(PATHLESS)
+        return None if everything is None or without is None else 100 * (float(everything) - float(without))
 
     return found
 

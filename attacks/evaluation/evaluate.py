@@ -31,6 +31,9 @@ from detector.workers import IN_PROCESS, Workers
 
 log = logging.getLogger(__name__)
 
+# Features that read the class logits alone: what all features are better than these is what the path adds.
+PATHLESS = "margins+doubts"
+
 
 def evaluate_bundle(
     bundle: Bundle, splits: Splits, store: AttackStore, protocol: Protocol, seed: int = 0,
@@ -79,7 +82,7 @@ def evaluate_bundle(
     unseen = judge.unseen_sheet(methods)
     log.info("tables: features, baselines, fitting sets")
     matrix = judge.matrix(ours)
-    alone: list[Baseline] = [paths(kind, kind) for kind in (*FEATURES, ALL)]
+    alone: list[Baseline] = [paths(kind, kind) for kind in (*FEATURES, PATHLESS, ALL)]
     sheets = [
         judge.attack_sheet(),
         judge.worst_case_sheet(),

@@ -45,6 +45,7 @@ def test_the_same_seed_gives_the_same_report_of_one_file(judged, tmp_path):
         "attacks", "worst_case", "worst_unseen", "unseen", "matrix", "false_alarms", "corruptions", "classes",
         "features", "baselines", "fitting_sets", "shots", "adaptive",
     }  # fmt: skip
+    assert "margins+doubts" in {row["detector"] for row in first["tables"]["features"]}
     html = page.read_text()
     assert not re.search(r"(src|href)=\"(?!#|data:)", html)
     assert html.count("data:image/png") == 3
