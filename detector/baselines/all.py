@@ -15,12 +15,13 @@ from detector.baselines.squeezing import FeatureSqueezing
 from detector.network.decouple import GatedNet
 
 
-def all_baselines(network: GatedNet, example: Tensor) -> list[Baseline]:
+def all_baselines(network: GatedNet, example: Tensor, seed: int = 0) -> list[Baseline]:
     """The baselines for one network.
 
     Args:
         network: in evaluation mode.
         example: an image that it takes, `(1, channels, height, width)`.
+        seed: of those that draw at random.
 
     Raises:
         RequestError: the network does not end with a linear layer.
@@ -34,5 +35,5 @@ def all_baselines(network: GatedNet, example: Tensor) -> list[Baseline]:
         LocalDimensions(reader),
         FeatureSqueezing(network),
         EffectivePaths(network, reader.classes),
-        CriticalPaths(network),
+        CriticalPaths(network, seed),
     ]

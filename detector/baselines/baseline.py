@@ -10,15 +10,14 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from detector.paths.encoder import Floats
 from detector.scoring.compiled_score import Score, compile_score
+from detector.scoring.fitting import fit_classifier
 
 Ids = npt.NDArray[np.int64]
+REGRESSION = "logistic-0.01"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +35,9 @@ class Observed:
     def __len__(self) -> int:
         return len(self.ids)
 
-
-def together(attacked: Mapping[str, Observed]) -> Observed:
-    """The images of all attacks, one below the other."""
-    return Observed(
-        np.concatenate([part.rows for part in attacked.values()]),
-        np.concatenate([part.ids for part in attacked.values()]),
-    )
+    def at(self, chosen: npt.NDArray[np.bool_] | slice) -> "Observed":
+        """The images at these places."""
+        return Observed(self.rows[chosen], self.ids[chosen])
 
 
 class Baseline(Protocol):
@@ -68,19 +63,31 @@ class Baseline(Protocol):
 
         Returns:
             Rows -> how suspicious each image is, `(images,)`; larger is more so.
+
+        Raises:
+            DataError: it is fitted on attacked images, and there are none.
         """
 
 
-def regression(clean: Floats, attacked: Floats) -> Score:
-    """A logistic regression on standardised columns: what LID and Mahalanobis weigh their layers with.
+def fitted_on(
+    columns: Callable[[Floats], Floats], clean: Observed, attacked: Mapping[str, Observed],
+    classifier: str = REGRESSION, seed: int = 0,
+) -> Score:  # fmt: skip
+    """The score of a classifier on the columns that are made of rows, in which each attack weighs alike, as in ours.
 
     Args:
-        clean: columns of clean images, `(images, columns)`.
-        attacked: columns of attacked images.
+        columns: rows -> `(images, columns)`.
+        clean: clean images.
+        attacked: attack -> its images.
+        classifier: name in `detector.scoring.classifiers.CLASSIFIERS`; what LID and Mahalanobis weigh their layers with
+            is a logistic regression.
+        seed: of the classifier.
+
+    Raises:
+        DataError: there are no attacked images.
     """
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000, class_weight="balanced"))
-    rows = np.concatenate([clean, attacked])
-    return compile_score(model.fit(rows, np.arange(len(rows)) >= len(clean)))
+    parts = {name: columns(part.rows) for name, part in attacked.items() if len(part)}
+    return behind(columns, compile_score(fit_classifier(classifier, columns(clean.rows), parts, seed)))
 
 
 def behind(columns: Callable[[Floats], Floats], score: Score) -> Score:

@@ -10,19 +10,15 @@ random forest reads them, as there. It costs 30 forward and backward passes an i
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.ensemble import RandomForestClassifier
-from sklearn.pipeline import make_pipeline
 from torch import Tensor, nn
 
-from detector.baselines.baseline import Observed, together
+from detector.baselines.baseline import Observed, fitted_on
 from detector.network.decouple import GatedNet
 from detector.network.gates import GateReading
 from detector.paths.encoder import Floats
-from detector.scoring.classifier import FalseAlarmClassifier
-from detector.scoring.compiled_score import Score, compile_score
+from detector.scoring.compiled_score import Score
 
 STEPS, RATE, MOMENTUM, SPARSITY, LARGEST = 30, 0.1, 0.9, 0.05, 10.0
 
@@ -32,8 +28,9 @@ class CriticalPaths:
 
     name, sees, images = "CDRP", "control gates", 100
 
-    def __init__(self, network: GatedNet) -> None:
+    def __init__(self, network: GatedNet, seed: int = 0) -> None:
         self._network = network
+        self._seed = seed
 
     def observe(self, images: Tensor) -> Floats:
         """The control gates of all layers, side by side."""
@@ -41,10 +38,7 @@ class CriticalPaths:
 
     def fit(self, clean: Observed, attacked: Mapping[str, Observed]) -> Score:
         """Fit the forest."""
-        rows = np.concatenate([clean.rows, together(attacked).rows])
-        forest = make_pipeline(RandomForestClassifier(100, class_weight="balanced", random_state=0))
-        forest.fit(rows, np.arange(len(rows)) >= len(clean))
-        return compile_score(FalseAlarmClassifier.around(forest, 0.05))
+        return fitted_on(lambda rows: rows, clean, attacked, "random-forest", self._seed)
 
 
 def control_gates(network: GatedNet, images: Tensor) -> Tensor:

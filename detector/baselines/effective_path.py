@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from detector.baselines.baseline import Observed, behind, regression, together
+from detector.baselines.baseline import Observed, fitted_on
 from detector.network.decouple import GatedNet
 from detector.network.gates import GateReading
 from detector.paths.encoder import Floats
@@ -57,7 +57,7 @@ class EffectivePaths:
                 for shared, part in zip(both, np.split(own, ends, axis=1), strict=True)
             ], axis=1)  # fmt: skip
 
-        return behind(likeness, regression(likeness(clean.rows), likeness(together(attacked).rows)))
+        return fitted_on(likeness, clean, attacked)
 
 
 def smallest_set(contributions: Tensor, share: float) -> Tensor:

@@ -16,7 +16,7 @@ from detector.paths.encoder import Floats
 from detector.scoring.compiled_score import Score
 from detector.scoring.thresholds import Scores
 
-BANDWIDTHS = (0.1, 0.26, 0.5, 1.0, 2.0)  # in standard deviations of a column; theirs for CIFAR-10 is 0.26
+BANDWIDTHS = (0.1, 0.26, 0.5, 1.0, 2.0)  # in standard deviations of a column, on average; theirs for CIFAR-10 is 0.26
 
 
 class KernelDensities:
@@ -33,7 +33,8 @@ class KernelDensities:
 
     def fit(self, clean: Observed, attacked: Mapping[str, Observed]) -> Score:  # noqa: ARG002
         """Learn the densities; attacked images are not needed."""
-        hidden, spread = self._hidden(clean.rows), float(self._hidden(clean.rows).std()) or 1.0
+        hidden = self._hidden(clean.rows)
+        spread = float(hidden.std(axis=0).mean()) or 1.0
         labels, odd = self._reader.logits(clean.rows).argmax(axis=1), clean.ids % 2 == 1
         classes = range(self._reader.classes)
 

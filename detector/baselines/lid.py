@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from detector.baselines.activations import ActivationReader
-from detector.baselines.baseline import Observed, behind, regression, together
+from detector.baselines.baseline import Observed, fitted_on
 from detector.paths.encoder import Floats
 from detector.scoring.compiled_score import Score
 
@@ -40,9 +40,8 @@ class LocalDimensions:
             parts = self._reader.by_layer(rows)
             return np.stack([local_dimension(parts[name], reference) for name, reference in references.items()], axis=1)
 
-        every = together(attacked)
-        others = every.rows[every.ids % 2 == 1]
-        return behind(dimensions, regression(dimensions(clean.rows[~kept]), dimensions(others)))
+        others = {name: part.at(part.ids % 2 == 1) for name, part in attacked.items()}
+        return fitted_on(dimensions, clean.at(~kept), others)
 
 
 def local_dimension(points: Floats, references: Floats, neighbours: int = NEIGHBOURS) -> Floats:

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from detector.baselines.activations import ActivationReader
-from detector.baselines.baseline import Observed, behind, regression, together
+from detector.baselines.baseline import Observed, fitted_on
 from detector.paths.encoder import Floats
 from detector.paths.likelihoods import gaussian_likelihoods, learn_gate_gaussians
 from detector.scoring.compiled_score import Score
@@ -38,4 +38,4 @@ class Mahalanobis:
             likely = gaussian_likelihoods(reader.activations(rows), learnt, reader.layers)
             return np.stack([of_class.max(axis=1) for of_class in likely], axis=1)
 
-        return behind(confidences, regression(confidences(clean.rows), confidences(together(attacked).rows)))
+        return fitted_on(confidences, clean, attacked)

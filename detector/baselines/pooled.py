@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from detector.baselines.activations import ActivationReader
-from detector.baselines.baseline import Observed, behind, regression, together
+from detector.baselines.baseline import Observed, fitted_on
 from detector.paths.encoder import Floats
 from detector.scoring.compiled_score import Score
 
@@ -25,7 +25,7 @@ class PooledActivations:
 
     def fit(self, clean: Observed, attacked: Mapping[str, Observed]) -> Score:
         """Fit the regression."""
-        return behind(self._columns, regression(self._columns(clean.rows), self._columns(together(attacked).rows)))
+        return fitted_on(self._columns, clean, attacked)
 
     def _columns(self, rows: Floats) -> Floats:
         ordered = np.sort(self._reader.logits(rows), axis=1)[:, ::-1]

@@ -16,7 +16,8 @@ from detector.network.decouple import GatedNet
 from detector.paths.encoder import Floats
 from detector.scoring.compiled_score import Score
 
-BITS, MEDIAN, SEARCH, PATCH, STRENGTH = 5, 2, 11, 3, 4 / 255
+# Their setting for CIFAR-10: bit_depth_5, median_filter_2_2, non_local_means_color_13_3_2.
+BITS, MEDIAN, SEARCH, PATCH, STRENGTH = 5, 2, 13, 3, 2 / 255
 
 
 class FeatureSqueezing:
@@ -51,7 +52,7 @@ def fewer_bits(images: Tensor) -> Tensor:
 
 def median_filtered(images: Tensor) -> Tensor:
     """Each value replaced by the median of its 2 x 2 window, the upper of the two in the middle, as SciPy has it."""
-    padded = F.pad(images, (1, 0, 1, 0), mode="reflect")
+    padded = F.pad(images, (1, 0, 1, 0), mode="replicate")  # what SciPy calls "reflect"
     windows = padded.unfold(2, MEDIAN, 1).unfold(3, MEDIAN, 1).flatten(4)
     median: Tensor = windows.sort(dim=4).values[..., MEDIAN * MEDIAN // 2]
     return median

@@ -7,7 +7,7 @@ from attacks.evaluation.judgement import Judge, Served, _spread_over_families
 from attacks.evaluation.material import CALIBRATION, CLEAN, FITTING, TEST, Material, SetKey
 from attacks.evaluation.paths import SEES
 from attacks.evaluation.protocol import PROTOCOLS
-from detector.baselines.baseline import Observed, regression, together
+from detector.baselines.baseline import Observed, fitted_on
 from detector.errors import DataError
 from detector.scoring.thresholds import Calibration
 
@@ -23,7 +23,7 @@ class FirstColumns:
         raise NotImplementedError
 
     def fit(self, clean, attacked):
-        return regression(clean.rows, together(attacked).rows)
+        return fitted_on(lambda rows: rows, clean, attacked)
 
 
 def observed(values, ids=None):

@@ -5,11 +5,12 @@ from scipy.ndimage import median_filter
 
 from detector.baselines.activations import HEAD, ActivationReader
 from detector.baselines.all import all_baselines
-from detector.baselines.baseline import Observed
-from detector.baselines.critical_paths import control_gates
+from detector.baselines.baseline import Observed, fitted_on
+from detector.baselines.critical_paths import CriticalPaths, control_gates
 from detector.baselines.effective_path import smallest_set
 from detector.baselines.lid import local_dimension
 from detector.baselines.squeezing import fewer_bits, median_filtered, non_local_means
+from detector.errors import DataError
 from detector.network.decouple import decouple
 from detector.network.networks import build_network
 from detector.scoring.evaluation import auroc
@@ -146,7 +147,7 @@ def test_squeezers_do_what_they_say():
 
     assert len(fewer_bits(images).unique()) <= 32
     assert (fewer_bits(images) - images).abs().max() <= 0.5 / 31 + 1e-6
-    expected = np.stack([[median_filter(plane, size=2, mode="mirror") for plane in image] for image in images.numpy()])
+    expected = np.stack([[median_filter(plane, size=2, mode="reflect") for plane in image] for image in images.numpy()])
     np.testing.assert_allclose(median_filtered(images), expected, atol=1e-6)
     flat = torch.full((1, 1, 9, 9), 0.25)
     np.testing.assert_allclose(non_local_means(flat), flat, atol=1e-6)
@@ -155,6 +156,48 @@ def test_squeezers_do_what_they_say():
     edge = torch.zeros(1, 1, 9, 9)
     edge[..., 5:] = 1
     np.testing.assert_allclose(non_local_means(edge), edge, atol=1e-3)
+
+
+def test_non_local_means_are_as_weak_and_as_wide_as_theirs_for_cifar10():
+    levels = torch.full((1, 1, 15, 15), 100.0)
+    levels[..., 13] = 104  # a column 6 places from the middle one, whose neighbourhoods differ by 0, 4 and 4 x 4 levels
+
+    middle = non_local_means(levels / 255)[0, 0, 7, 7] * 255
+
+    # 13 x 13 pixels around: 11 columns like its own, one beside the brighter column, the brighter one, 3 x 3 patches
+    beside, on = np.exp(-(16 / 3) / 4), np.exp(-(16 / 3) / 4)
+    assert middle == pytest.approx((11 * 100 + beside * 100 + on * 104) / (11 + beside + on), abs=1e-3)
+
+
+def test_attacks_weigh_alike_however_many_images_they_have():
+    chooser = np.random.default_rng(0)
+
+    def cloud(first, second, count):
+        return Observed(np.float32(np.add(chooser.normal(size=(count, 2)), [first, second])), np.arange(count))
+
+    score = fitted_on(lambda rows: rows, cloud(0, 0, 1000), {"many": cloud(2, 0, 2000), "few": cloud(0, 2, 100)})
+
+    many, few = (score(np.eye(2, dtype=np.float32)) - score(np.zeros((1, 2), np.float32))).tolist()
+    assert few == pytest.approx(many, rel=0.3)
+
+
+@pytest.mark.parametrize("name", ["LID", "Mahalanobis", "CDRP"])
+def test_what_is_fitted_on_attacks_says_so_where_there_are_none(network, name):
+    baseline = one(network, name)
+    clean = Observed(baseline.observe(torch.rand(40, 1, 8, 8)), np.arange(40))
+    none = Observed(clean.rows[:1], clean.ids[:1])  # image 0, which is one of LID's references
+
+    with pytest.raises(DataError, match="expected at least one attack that fooled the network, got none to fit on"):
+        baseline.fit(clean, {"pgd": none if name == "LID" else none.at(slice(0))})
+
+
+def test_the_forest_has_the_seed_it_is_given(network):
+    clean, odd = (Observed(torch.rand(40, 6).numpy(), np.arange(40)) for _ in range(2))
+
+    first, same, other = (CriticalPaths(network, seed).fit(clean, {"odd": odd})(clean.rows) for seed in (1, 1, 2))
+
+    assert np.array_equal(first, same)
+    assert not np.array_equal(first, other)
 
 
 def test_feature_squeezing_takes_the_largest_of_the_three_distances(network):
