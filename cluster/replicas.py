@@ -104,8 +104,10 @@ class _Replica:
         before = self._detector.answered_in_full
         return self._detector.detect(pixels), self._detector.answered_in_full - before
 
-    def restore(self, pixels: Pixels, probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
-        return self._detector.restore(pixels, probabilities)
+    def restore(
+        self, pixels: Pixels, probabilities: npt.NDArray[np.float32], p_values: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.int64]:
+        return self._detector.restore(pixels, probabilities, p_values)
 
 
 class ReplicatedModel:
@@ -148,9 +150,11 @@ class ReplicatedModel:
                 self.answered_in_full += in_full
         return detections
 
-    def restore(self, pixels: Pixels, probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+    def restore(
+        self, pixels: Pixels, probabilities: npt.NDArray[np.float32], p_values: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.int64]:
         """As `Model.restore`."""
-        labels: npt.NDArray[np.int64] = self._ask("restore", pixels, probabilities)
+        labels: npt.NDArray[np.int64] = self._ask("restore", pixels, probabilities, p_values)
         return labels
 
     def explainer(self) -> Explainer:

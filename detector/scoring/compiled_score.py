@@ -56,7 +56,8 @@ class LinearScore:
     def of(self, evidence: Evidence) -> Scores:
         """The score of each image, `(images,)`, as NumPy sums it."""
         weights = np.concatenate([self.weights[kind] for kind in self.features.kinds])
-        return np.asarray(self.features.of(evidence), np.float64) @ weights + self.offset
+        scores: Scores = np.asarray(self.features.of(evidence), np.float64) @ weights + self.offset
+        return scores
 
 
 def compile_score(estimator: BaseEstimator) -> Score:

@@ -16,7 +16,9 @@ def judged(network, seed, cw, baseline, realised=0.05):
             {"detector": "LID", "left out": "attack", "worst AUROC": 0.7},
         ],
         "features": [
-            {"detector": "margins", "cw": 0.8}, {"detector": "margins+doubts", "cw": 0.9}, {"detector": "all", "cw": cw},
+            {"detector": "margins", "cw": 0.8},
+            {"detector": "margins+doubts", "cw": 0.9},
+            {"detector": "all", "cw": cw},
         ],
         "baselines": [{"detector": "paths", "fgsm": 0.999, "cw": cw}, {"detector": "LID", "fgsm": 0.5, "cw": baseline}],
         "false_alarms": [
