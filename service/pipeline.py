@@ -96,6 +96,7 @@ class Pipeline:
         self,
         batcher: MicroBatcher[Job, Answer],
         decoders: ThreadPoolExecutor,
+        explainers: ThreadPoolExecutor,
         config: ServiceConfig,
         quota: Quotas,
         books: Books,
@@ -105,6 +106,7 @@ class Pipeline:
         Args:
             batcher: runs the images.
             decoders: threads that decode files.
+            explainers: a thread for explanations, which take many times as long.
             config: limits.
             quota: how many images one client may send.
             books: where what is answered is written down.
@@ -113,6 +115,7 @@ class Pipeline:
         self._quota = quota
         self._books = books
         self._decoders = decoders
+        self._explainers = explainers
         self._max_pixels = config.max_pixels
         self._loop = asyncio.get_running_loop()
 
@@ -169,10 +172,10 @@ class Pipeline:
             ArtifactError: the model has no statistics of paths.
         """
         replies = outcome.replies()
-        explainer = await self._loop.run_in_executor(self._decoders, model.explainer)
+        explainer = await self._loop.run_in_executor(self._explainers, model.explainer)
         for place, (image, reply) in enumerate(zip(outcome.decoded, replies, strict=True)):
             if isinstance(image, DecodedImage) and isinstance(reply, Reply):
-                why = await self._loop.run_in_executor(self._decoders, explainer.explain, image.pixels, rate)
+                why = await self._loop.run_in_executor(self._explainers, explainer.explain, image.pixels, rate)
                 replies[place] = replace(reply, explanation=why)
         return replies
 

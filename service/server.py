@@ -146,10 +146,11 @@ class Server:
         metrics.queue_images.set_function(lambda: self._batcher.pending_items)
         metrics.answered_in_full.set_function(lambda: sum(model.answered_in_full for model in self._registry.all()))
         self._decoders = ThreadPoolExecutor(config.decode_threads, "decode", roam)
+        self._explainers = ThreadPoolExecutor(1, "explain", roam)
         self._lifecycle = Lifecycle()
         self._health = Health(_SERVICES, lambda serving: metrics.serving.set(serving))
         images = _quotas("images", config.access.images_per_second, config)
-        pipeline = Pipeline(self._batcher, self._decoders, config, images, self._books)
+        pipeline = Pipeline(self._batcher, self._decoders, self._explainers, config, images, self._books)
         parts = (self._registry, pipeline, self._lifecycle, config, self._statistics)
         self._detection = DetectionServicer(*parts)
         self._inference = InferenceServicer(*parts, _version())
@@ -243,7 +244,8 @@ class Server:
         await self._batcher.close()
         self._health.close()
         await self._listener.stop(_LAST_WORDS_SECONDS)
-        self._decoders.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._decoders, self._explainers):
+            threads.shutdown(wait=False, cancel_futures=True)
         for beside in (self._metrics_server, self._page_server):
             if beside is not None:
                 beside.close()

@@ -2,20 +2,23 @@
 
 Everything comes from here, so that the page works without any other network. An image is uploaded as the body of a
 request; what is too large is refused before it is read. A page of another site can neither ask nor read: requests must
-name this host, uploads must be of a type that browsers send to other sites only after asking, and nothing is allowed
-to be asked.
+name this machine's loopback (not where the page has another address, whose names are not known), uploads must be of a
+type that browsers send to other sites only after asking, and nothing is allowed to be asked.
 """
 
+import io
 import json
 import logging
 import secrets
+import socket
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from importlib.resources import files
 from typing import Final
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from detector.errors import ArtifactError, ImageError, RequestError
 from detector.interpretation.explanation import Explanation
@@ -43,7 +46,7 @@ _HEADERS: Final = {
     "Cache-Control": "no-store",
 }
 _UPLOAD_TYPE: Final = "application/octet-stream"
-# How long a browser may take over a request, so that one that says nothing holds no thread for ever.
+# How long a browser may take over a whole request, so that one that says little holds no thread for ever.
 _REQUEST_SECONDS: Final = 30.0
 # Images that are explained at once; more wait their turn, many more are sent away.
 _WAITING: Final = 16
@@ -118,17 +121,44 @@ class _Asked:
         return answer
 
 
+class _Incoming(io.RawIOBase):
+    """What comes on a connection, until `deadline`."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.deadline = 0.0
+        self._connection = connection
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("expected a whole request in time")
+        self._connection.settimeout(left)
+        return self._connection.recv_into(buffer)
+
+
 class _PageHandler(BaseHTTPRequestHandler):
     asked: _Asked
-    timeout = _REQUEST_SECONDS
     protocol_version = "HTTP/1.1"
     server_version = "pathguard"
     sys_version = ""
 
+    def setup(self) -> None:
+        super().setup()
+        self.rfile.close()
+        self._incoming = _Incoming(self.connection)
+        self.rfile = io.BufferedReader(self._incoming)
+
+    def handle_one_request(self) -> None:
+        self._incoming.deadline = time.monotonic() + _REQUEST_SECONDS
+        super().handle_one_request()
+
     def do_GET(self) -> None:
-        path = urlsplit(self.path).path
-        if not self._is_for_us():
+        if not self._is_for_us() or (url := self._url()) is None:
             return
+        path = url.path
         if path in _FILES:
             name, kind = _FILES[path]
             self._send(HTTPStatus.OK, kind, files("service.ui").joinpath(name).read_bytes())
@@ -140,10 +170,9 @@ class _PageHandler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.NOT_FOUND, f"expected a page of this server, got {path}")
 
     def do_POST(self) -> None:
-        url = urlsplit(self.path)
         # Whatever is refused has not been read: what follows on this connection would be taken for a request.
         self.close_connection = True
-        if not self._is_for_us():
+        if not self._is_for_us() or (url := self._url()) is None:
             return
         answer = {"/api/explain": self.asked.explain, "/api/attack": self.asked.attack}.get(url.path)
         if answer is None:
@@ -165,18 +194,31 @@ class _PageHandler(BaseHTTPRequestHandler):
                 f"expected an image file of at most {limit / 2**20:g} MiB, got {int(length[:15]) / 2**20:.0f} MiB",
             )
             return
+        content = self.rfile.read(int(length))
+        if len(content) < int(length):  # the browser has gone
+            return
         if not self.asked.room.acquire(blocking=False):
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "expected fewer images at once; try again in a moment")
             return
         try:
-            content = self.rfile.read(int(length))
-            if len(content) == int(length):  # else the browser has gone
-                self._answer(lambda: answer(content, parse_qs(url.query)))
+            self._answer(lambda: answer(content, parse_qs(url.query)))
         finally:
             self.asked.room.release()
 
+    def _url(self) -> SplitResult | None:
+        """What is asked for; None where that is no address, and the browser has been told."""
+        try:
+            return urlsplit(self.path)
+        except ValueError:
+            self.close_connection = True
+            self._refuse(HTTPStatus.BAD_REQUEST, f"expected the address of a page, got {self.path[:200]!r}")
+            return None
+
     def _is_for_us(self) -> bool:
-        """Whether the request names this machine: a page of another site could point a name of its own here."""
+        """Whether the request names this machine's loopback: another site could point a name of its own here.
+
+        On a page with another address, every name passes.
+        """
         host = self.headers.get("Host", "")
         name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
         if self.asked.any_host or is_loopback(name):
@@ -202,6 +244,7 @@ class _PageHandler(BaseHTTPRequestHandler):
         self._send(status, "application/json", json.dumps({"error": sentence}).encode())
 
     def _send(self, status: HTTPStatus, kind: str, content: bytes) -> None:
+        self.connection.settimeout(_REQUEST_SECONDS)
         self.send_response(status)
         for name, value in _HEADERS.items():
             self.send_header(name, value)

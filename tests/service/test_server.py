@@ -2,20 +2,23 @@ import asyncio
 import signal
 import socket
 import sys
+import threading
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import grpc
 import pytest
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
-from detector.images import ImageSpec
+from detector.images import ImageSpec, encode_png
+from protos.pathguard.v1 import detection_pb2 as pb
 from protos.pathguard.v1.detection_pb2_grpc import DetectionServiceStub
 from service.config import ServiceConfig
 from service.errors import AddressError, ConfigError
 from service.server import Server, running_server, serving
 from tests.service.conftest import QUICK
-from tests.service.fakes import POISON, FakeDetector, request_for
+from tests.service.fakes import POISON, FakeDetector, image_of, request_for
 
 
 @asynccontextmanager
@@ -45,6 +48,32 @@ async def test_reflection_lists_the_services(served):
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
     }
+
+
+async def test_explanations_keep_no_file_from_being_decoded():
+    class Slow(FakeDetector):
+        explaining, finish = threading.Event(), threading.Event()
+
+        def explainer(self):
+            self.explaining.set()
+            assert self.finish.wait(20)
+            return super().explainer()
+
+    detector = Slow()
+    asking, files = request_for(1), [pb.Image(encoded=encode_png(image_of(value))) for value in (1, 2, 3)]
+    asking.explain = True
+    config = replace(QUICK, decode_threads=1)
+    async with serving(detector, config) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = DetectionServiceStub(channel)
+        explained = stub.Detect(asking)
+        try:
+            assert await asyncio.to_thread(detector.explaining.wait, 20)
+            decoded = await stub.Detect(pb.DetectRequest(images=files), timeout=10)
+        finally:
+            detector.finish.set()
+        assert [result.label for result in decoded.results] == [1, 2, 0]
+        with pytest.raises(grpc.aio.AioRpcError):  # it has no statistics of paths
+            await explained
 
 
 async def test_reflection_can_be_switched_off():

@@ -1,8 +1,11 @@
 import http.client
 import json
 import socket
+import struct
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 import grpc
@@ -13,9 +16,11 @@ from detector.images import encode_png
 from detector.scoring.detector import Detector
 from protos.pathguard.v1 import detection_pb2 as pb
 from protos.pathguard.v1.detection_pb2_grpc import DetectionServiceStub
+from service import http_server
 from service.config import ServiceConfig, UiConfig
 from service.errors import AddressError, ConfigError
 from service.server import Server
+from service.ui import page_server
 from service.ui.page_server import PageServer
 from service.ui.recent import RecentVerdicts
 from tests.service.fakes import FakeDetector
@@ -117,6 +122,73 @@ def test_a_large_upload_is_refused_before_it_is_read(browser):
     assert head.startswith(b"HTTP/1.1 413")
     assert b"Connection: close" in head
     assert json.loads(body)["error"] == "expected an image file of at most 0.0953674 MiB, got 50 MiB"
+
+
+HEAD = (
+    b"POST /api/explain HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+    b"Content-Type: application/octet-stream\r\nContent-Length: 1000\r\n\r\n"
+)
+
+
+def test_uploads_that_never_come_keep_nobody_out(browser, photos):
+    with ExitStack() as idle:
+        for _ in range(20):
+            connection = idle.enter_context(socket.create_connection(("127.0.0.1", browser.port), timeout=10))
+            connection.sendall(HEAD + b"part")
+        assert browser.ask("GET", "/api/recent")[0] == 200  # the others have been taken on by now
+        assert browser.upload("/api/explain", photos[0])[0] == 200
+
+
+@pytest.mark.parametrize("sent", [HEAD, b"GET / HTTP/1.1\r\nX: "], ids=["body", "head"])
+def test_a_request_that_trickles_in_is_cut_off(browser, monkeypatch, sent):
+    monkeypatch.setattr(page_server, "_REQUEST_SECONDS", 0.5)
+    with socket.create_connection(("127.0.0.1", browser.port), timeout=0.05) as connection:
+        connection.sendall(sent)
+        for _ in range(100):
+            with suppress(TimeoutError):
+                if not connection.recv(1):
+                    return
+            connection.sendall(b"x")
+    pytest.fail("it may go on for ever")
+
+
+def test_connections_beyond_the_most_are_closed_at_once(detector, monkeypatch):
+    monkeypatch.setattr(http_server, "MOST_CONNECTIONS", 2)
+    server = PageServer(UiConfig(port=0), 10_000, lambda: detector, RecentVerdicts())
+    try:
+        with ExitStack() as idle:
+            for _ in range(2):
+                idle.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=10))
+            with socket.create_connection(("127.0.0.1", server.port), timeout=10) as more:
+                assert more.recv(1) == b""
+        for _ in range(100):  # until the server has seen that they have gone
+            with suppress(OSError, http.client.HTTPException):
+                assert Browser(server.port).ask("GET", "/")[0] == 200
+                return
+        pytest.fail("nobody is let in again")
+    finally:
+        server.close()
+
+
+def test_an_address_that_is_none_is_refused(browser, capfd):
+    for method in (b"GET", b"POST"):
+        with socket.create_connection(("127.0.0.1", browser.port), timeout=10) as connection:
+            connection.sendall(method + b" http://[ HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            assert connection.recv(65536).startswith(b"HTTP/1.1 400")
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_browser_that_has_gone_leaves_no_traceback(browser, capfd, caplog):
+    caplog.set_level("DEBUG", "service.http_server")
+    with socket.create_connection(("127.0.0.1", browser.port), timeout=10) as connection:
+        connection.sendall(HEAD)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close by a reset
+    for _ in range(100):
+        if "ended: ConnectionResetError" in caplog.text:
+            break
+        time.sleep(0.05)
+    assert "ended: ConnectionResetError" in caplog.text
+    assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("length", [None, "-1", "many", "9" * 30])
