@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -245,7 +246,10 @@ def _outage(cluster: Any) -> float:
                 if place == RATE * 5:
                     lost = next(iter(cluster.worker_nodes))
                     threading.Thread(target=cluster.remove_node, args=(lost, False)).start()
-    return float(sum(answer.exception() is not None for answer in answers))
+    errors = Counter(repr(error)[:200] for answer in answers if (error := answer.exception()) is not None)
+    for text, count in errors.items():
+        print(f"{count} times {text}", file=sys.stderr)
+    return float(errors.total())
 
 
 def _attack(

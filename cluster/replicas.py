@@ -7,6 +7,7 @@ changes nothing: a model's answer depends on the pixels alone.
 
 import logging
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -35,6 +36,8 @@ log = logging.getLogger(__name__)
 _LOOK_SECONDS = 0.05
 # A replica that answers no more is found out after so long.
 _HEALTH_SECONDS = 2.0
+# A replica that is out of reach is asked again after so long, for so long at most.
+_AGAIN_SECONDS, _AWAY_SECONDS = 0.1, 10.0
 # How long load has to last for another replica to be begun, and idleness for one to be ended.
 _UP_SECONDS, _DOWN_SECONDS = 3.0, 60.0
 
@@ -171,16 +174,26 @@ class ReplicatedModel:
             return self._explainer
 
     def _ask(self, method: str, *given: Any) -> Any:
-        from ray.exceptions import RayActorError
+        from ray.exceptions import ActorUnavailableError, RayActorError
 
-        try:
-            return self._asked_once(method, *given)
-        except RayActorError as error:
-            log.warning("model %s: a replica was lost, its batch goes to another: %s", self.name, type(error).__name__)
-        try:
-            return self._asked_once(method, *given)
-        except RayActorError as error:
-            raise UnavailableError(f"two replicas were lost, one after the other ({type(error).__name__})") from None
+        patience = time.monotonic() + _AWAY_SECONDS
+        died = 0
+        while True:
+            try:
+                return self._asked_once(method, *given)
+            except ActorUnavailableError as error:
+                # Out of reach, and not yet known to be dead: until Serve knows, it may choose the same one again.
+                if time.monotonic() > patience:
+                    raise UnavailableError(f"replicas were out of reach for {_AWAY_SECONDS:g} s") from None
+                lost = error
+                time.sleep(_AGAIN_SECONDS)
+            except RayActorError as error:
+                died += 1
+                if died > 1:
+                    name = type(error).__name__
+                    raise UnavailableError(f"two replicas were lost, one after the other ({name})") from None
+                lost = error
+            log.warning("model %s: a replica was lost, its batch goes to another: %s", self.name, type(lost).__name__)
 
     def _asked_once(self, method: str, *given: Any) -> Any:
         from ray.exceptions import RayTaskError

@@ -87,6 +87,17 @@ def test_a_batch_that_two_replicas_died_of_is_not_given_to_a_third(fitted_bundle
 
 
 @pytest.mark.ray
+def test_a_replica_out_of_reach_is_asked_again_until_another_is_chosen(fitted_bundle, died):
+    from ray.exceptions import ActorUnavailableError
+
+    answer, away = object(), ActorUnavailableError("out of reach", None)
+
+    _, model = model_of(fitted_bundle, away, away, away, (answer, 0))
+
+    assert model.detect(np.zeros((1, 8, 8, 1), np.uint8)) is answer
+
+
+@pytest.mark.ray
 def test_a_batch_that_nobody_waits_for_is_taken_back_from_its_replica(fitted_bundle, died):
     left = iter([5.0, 0.1, -1.0])
     handle, model = model_of(fitted_bundle, TimeoutError(), TimeoutError(), "too late")
