@@ -33,7 +33,7 @@ MI_FGSM: Mapping[str, Setting] = {**PGD, "momentum": 1.0}
 APGD: Mapping[str, Setting] = {"steps": 100, "restarts": 1, "rho": 0.75}
 OFFICIAL: Mapping[str, Setting] = {"steps": 100, "targets": 9, "queries": 5000}
 CW: Mapping[str, Setting] = {"steps": 60, "searches": 2, "tries": 5, "start": 3.0, "rate": 0.2, "patience": 0.3}
-EAD: Mapping[str, Setting] = {"steps": 50, "searches": 5, "start": 3.0, "learning_rate": 0.01, "beta": 0.01}
+EAD: Mapping[str, Setting] = {"steps": 50, "searches": 5, "start": 10.0, "learning_rate": 0.01, "beta": 0.01}
 
 
 @dataclass(frozen=True, slots=True)

@@ -211,11 +211,11 @@ class Best:
         if not fooled.any():
             return
         points, rows = points[fooled], rows[fooled]
-        distance = self.length(points, rows)
+        distance = self._length(points, rows)
         nearer = distance < self.exact[rows]
         self.exact[rows[nearer]], self._exact_points[rows[nearer]] = distance[nearer], points[nearer]
         stored = rounded(points)
-        distance = self.length(stored, rows)
+        distance = self._length(stored, rows)
         nearer = distance < self._stored[rows]
         if nearer.any():
             nearer[nearer.clone()] = self._problem.reached(points[nearer], rows[nearer])
@@ -226,11 +226,10 @@ class Best:
         rows = self._problem.all_rows()
         longer = overshoot(self._problem, self._exact_points)
         fooled = self._problem.reached(longer, rows)
-        prefer = (fooled & (self.length(rounded(longer), rows) < self._stored)) | self._stored.isinf()
+        prefer = (fooled & (self._length(rounded(longer), rows) < self._stored)) | self._stored.isinf()
         return torch.where(prefer[:, None, None, None], longer, self._stored_points)
 
-    def length(self, points: Tensor, rows: Tensor) -> Tensor:
-        """How far `points`, versions of the images at `rows`, are from them, `(rows,)`."""
+    def _length(self, points: Tensor, rows: Tensor) -> Tensor:
         length: Tensor = (points - self._problem.images[rows]).flatten(1).norm(p=self._norm, dim=1)
         return length
 
