@@ -5,13 +5,12 @@
 
 **Speed.** Same process, same published network, same images, same batches; ours and theirs take turns on each batch.
 The plain loop is what a user of torchattacks writes: make the attack once, call it on each batch, keep what it gives.
-torchattacks' C&W has no search for its constant, so the loop runs it for five constants of up to 50 steps, and keeps
-for each image the nearest that fools. The bar on C&W stands on one search of ours of 40 steps, which is less than what
-the recipe takes: it counts only as long as the table shows success and distance no worse than those of their whole
-loop. The recipe as a user gets it stands beside it, and one constant on both sides, where theirs is done sooner because
-it leaves off as soon as the *sum* of its batch's losses grows: the passes that each image took stand in the table. What
-fooled, and how far it is, is counted by one function for both, before and after rounding to 8 bits: times are only
-worth comparing beside it.
+torchattacks' C&W has no search for its constant; of those tried, 1 does best, and it leaves off after about ten of its
+steps, as soon as the *sum* of its batch's losses grows, twice as far from the image as need be. The bar on C&W is
+against that one, by a C&W of ours that is as short: six of Adam's steps, six times as long as the recipe's. A race has
+a figure only where our success and distance are no worse than theirs. The recipe as a user gets it stands beside it,
+which comes much nearer and takes longer, against a loop over five constants and against the one. What fooled, and how
+far it is, is counted by one function for both, before and after rounding to 8 bits, and so are forward passes.
 
 **Memory** is `benchmarks.memory`, in a process of its own.
 
@@ -27,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,7 +40,7 @@ from torch import Tensor, nn
 
 from attacks.craft import craft
 from attacks.problem import rounded
-from attacks.recipes import RECIPES, Recipe
+from attacks.recipes import RECIPES, Recipe, Setting
 from attacks.suites import SUITES, recipes_named
 from benchmarks.attack_suite import BAR_MINUTES, SHARD, run_suite
 from benchmarks.published import load_published, right_images
@@ -56,6 +55,8 @@ from pathguard.tables import Figure, show
 
 Attack = Callable[[Tensor, Tensor], Tensor]
 CONSTANTS = (0.1, 0.5, 1.0, 5.0, 10.0)
+# Of our C&W where it is to be as quick as torchattacks': the first 100 images chose among a dozen such settings.
+BRIEF: Mapping[str, Setting] = {"steps": 6, "searches": 1, "tries": 1, "start": 10.0, "rate": 1.5}
 SUITE_IMAGES = 2000
 SECONDS_A_MEMBER = 20.0
 
@@ -116,34 +117,40 @@ class Side:
         """Images a second."""
         return self.images / self.seconds
 
+    @property
+    def median(self) -> float:
+        """Median L2 of the rounded images that fool; NaN where none does."""
+        return float(np.median(self.distances)) if self.distances else math.nan
+
+    def is_as_good_as(self, other: "Side", recipe: Recipe) -> bool:
+        """Whether as many images fool after rounding, and, where the smallest change is sought, as near."""
+        return self.survived >= other.survived and (recipe.budget is not None or not self.median > other.median)
+
     def line(self, name: str) -> dict[str, object]:
         """For the table."""
-        median = float(np.median(self.distances)) if self.distances else math.nan
         return {
             "": name,
             "images/s": Figure(f"{self.rate:.2f}"),
             "fooled, before rounding": Figure(f"{self.fooled / self.images:.1%}"),
             "after it": Figure(f"{self.survived / self.images:.1%}"),
-            "median L2 of those": Figure(f"{median:.3f}"),
+            "median L2 of those": Figure(f"{self.median:.3f}"),
             "passes an image": Figure(f"{self.passes / self.images:.0f}"),
         }
 
 
 def contests(quick: bool) -> list[Contest]:
-    """What is raced: PGD, C&W with and without a search for its constant, and DeepFool."""
+    """What is raced: PGD, C&W as short as theirs and as its recipe has it, and DeepFool."""
     pgd, cw, deepfool = RECIPES["pgd"], RECIPES["cw"], RECIPES["deepfool"]
-    steps, searches = int(cw.settings["steps"]), int(cw.settings["searches"])
+    brief = replace(cw, settings={**cw.settings, **BRIEF})
     if quick:
-        steps, searches = 10, 2
-    cw = replace(cw, settings={**cw.settings, "steps": steps, "searches": searches})
-    one = replace(cw, settings={**cw.settings, "steps": 50, "searches": 1, "tries": 1})
-    brief = replace(cw, settings={**cw.settings, "steps": 40, "searches": 1})
-    few, constants = (10, CONSTANTS[:2]) if quick else (100, CONSTANTS)
+        cw = replace(cw, settings={**cw.settings, "steps": 10})
+    steps, searches = cw.settings["steps"], cw.settings["searches"]
+    some, few, constants = (20, 10, CONSTANTS[:2]) if quick else (400, 100, CONSTANTS)
     return [
-        Contest("PGD, 10 steps, 8/255", pgd, _pgd_loop(pgd), 20 if quick else 400, 1.5),
-        Contest("C&W, one search of 40 steps, theirs 5 constants of 50", brief, _cw_loop(constants, 50), few, 1.5),
+        Contest("PGD, 10 steps, 8/255", pgd, _pgd_loop(pgd), some, 1.5),
+        Contest(f"C&W, {BRIEF['steps']} long steps, theirs 1 constant of 50", brief, _cw_loop((1.0,), 50), some, 1.5),
         Contest(f"C&W, the recipe: {searches} of {steps}, theirs 5 of 50", cw, _cw_loop(constants, 50), few, None),
-        Contest("C&W, one constant of 50 steps", one, _cw_loop((1.0,), 50), few, None),
+        Contest(f"C&W, the recipe: {searches} of {steps}, theirs 1 of 50", cw, _cw_loop((1.0,), 50), few, None),
         Contest("DeepFool, up to 50 steps", deepfool, _deepfool_loop(int(deepfool.settings["steps"])), few, 5.0),
     ]
 
@@ -166,7 +173,9 @@ def _deepfool_loop(steps: int) -> Callable[[nn.Module], Attack]:
 
 def _cw_loop(constants: Sequence[float], steps: int) -> Callable[[nn.Module], Attack]:
     def loop(network: nn.Module) -> Attack:
-        members = [torchattacks.CW(network, c=constant, steps=steps, lr=0.01) for constant in constants]
+        members: list[Attack] = [torchattacks.CW(network, c=c, steps=steps, lr=0.01) for c in constants]
+        if len(members) == 1:
+            return members[0]
 
         def attack(images: Tensor, labels: Tensor) -> Tensor:
             best, nearest = images.clone(), torch.full((len(images),), math.inf)
@@ -240,7 +249,7 @@ def races(
     for contest in raced:
         ours, theirs = race(contest, network, images, batch)
         lines += [ours.line(f"{contest.name}: ours"), theirs.line(f"{contest.name}: torchattacks")]
-        ratio = ours.rate / theirs.rate
+        ratio = ours.rate / theirs.rate if ours.is_as_good_as(theirs, contest.recipe) else None
         rows.append(
             Row(figure=f"{contest.name}: images/s, ours / plain loop", value=ratio, bar=contest.bar, at_most=False)
         )

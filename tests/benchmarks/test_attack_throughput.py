@@ -10,7 +10,16 @@ import torchattacks
 from attacks.recipes import RECIPES
 from attacks.suites import recipe_named
 from benchmarks import attack_throughput
-from benchmarks.attack_throughput import SUITE_IMAGES, Contest, contests, measure_member, memory_rows, race, suite_rows
+from benchmarks.attack_throughput import (
+    SUITE_IMAGES,
+    Contest,
+    Side,
+    contests,
+    measure_member,
+    memory_rows,
+    race,
+    suite_rows,
+)
 from detector.datasets import ImageSet
 from detector.images import ImageSpec
 from tests.oracles import MeanBoundary
@@ -51,6 +60,17 @@ def test_cw_keeps_the_nearest_that_fools_of_all_constants(images):
     _, theirs = race(replace(contest, images=4), MeanBoundary(0.48), images, 4)
 
     assert theirs.fooled == 4
+
+
+def test_a_race_counts_only_where_ours_fools_as_many_as_near():
+    ours, theirs = (Side(seconds=1.0, images=4, survived=3, distances=[0.1, 0.2, 0.3]) for _ in range(2))
+    nearest, bounded = RECIPES["cw"], RECIPES["pgd"]
+    farther = replace(ours, distances=[0.1, 0.21, 0.3])
+
+    assert ours.is_as_good_as(theirs, nearest)
+    assert not replace(ours, survived=2).is_as_good_as(theirs, bounded)
+    assert not farther.is_as_good_as(theirs, nearest)
+    assert farther.is_as_good_as(theirs, bounded)
 
 
 def test_a_member_is_measured_on_as_many_images_as_take_some_seconds(images, monkeypatch):
