@@ -8,7 +8,17 @@ import torch
 from attacks.recipes import RECIPES
 from benchmarks import attacks_vs_peers
 from benchmarks.attack_peers import ADV_LIB, FOOLBOX, Peer, peers_of
-from benchmarks.attacks_vs_peers import COMPARED, QUICK, Bench, Comparison, Judged, Outcome, as_markdown, best_rows
+from benchmarks.attacks_vs_peers import (
+    COMPARED,
+    QUICK,
+    Bench,
+    Comparison,
+    Judged,
+    Outcome,
+    as_markdown,
+    best_rows,
+    compared,
+)
 from detector.datasets import ImageSet
 from detector.images import ImageSpec
 from tests.oracles import MeanBoundary
@@ -140,9 +150,19 @@ def test_the_table_of_the_docs_has_a_line_for_each_attack():
     ]).splitlines()  # fmt: skip
 
     assert len(lines) == 2 + 3 + 2
-    assert lines[2].startswith("| **ours** `pgd` | 100 | L-inf / 255 | 90.0 %, 8.000 |")
-    assert lines[6].startswith("| foolbox `Other` | 100 | L2 | 0.0 %, - |")
-    assert {line.count("|") for line in lines} == {8}
+    assert lines[2].startswith("| **ours** `pgd` | 10 | 100 | L-inf / 255 | 90.0 %, 8.000 |")
+    assert lines[5].startswith("| **ours** `cw` | 60 x 2 | 100 |")
+    assert lines[6].startswith("| foolbox `Other` | 3 | 100 | L2 | 0.0 %, - |")
+    assert {line.count("|") for line in lines} == {9}
+
+
+def test_an_attack_that_takes_hours_has_as_few_steps_on_both_sides():
+    recipe = compared("hopskipjump")
+    (theirs,) = peers_of(recipe)
+
+    assert recipe.settings["steps"] == 3 < RECIPES["hopskipjump"].settings["steps"]
+    assert theirs.name == "HopSkipJumpAttack(steps 3)"
+    assert compared("fgsm") == RECIPES["fgsm"]
 
 
 def test_a_black_image_where_foolbox_gave_up_counts_as_the_clean_one():
