@@ -39,7 +39,7 @@ class OnnxEngine:
             threads: of one call.
 
         Raises:
-            EngineError: ONNX Runtime or onnx is not installed.
+            EngineError: ONNX Runtime or onnx is not installed, or does not work.
         """
         try:
             import onnxruntime
@@ -47,16 +47,28 @@ class OnnxEngine:
             raise EngineError(
                 "expected ONNX Runtime, got none: install onnxruntime and onnx, or pathguard[onnx]"
             ) from None
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        except Exception as error:
+            raise _broken(error) from error
         in_graph = score is not None and score.weights.keys() <= {"bits", "gates", "margins"}
         content = onnx_graph(program, score if in_graph else None)
-        self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        try:
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = threads
+            self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise _broken(error) from error
         self._layers = program.layers
 
     def answer(self, pixels: Pixels) -> Answers:
-        """As `Engine.answer`."""
-        class_logits, gate_logits, bits, *scores = self._session.run(None, {"pixels": pixels})
+        """As `Engine.answer`.
+
+        Raises:
+            EngineError: ONNX Runtime does not work.
+        """
+        try:
+            class_logits, gate_logits, bits, *scores = self._session.run(None, {"pixels": pixels})
+        except Exception as error:
+            raise _broken(error) from error
         return Answers(
             Evidence(class_logits, gate_logits, PathEncoding(bits, self._layers)), scores[0] if scores else None
         )
@@ -66,12 +78,14 @@ def onnx_graph(program: Program, score: LinearScore | None = None) -> bytes:
     """`program` as an ONNX model: `pixels` in; `class_logits`, `gate_logits`, `bits` and, with a score, `scores` out.
 
     Raises:
-        EngineError: onnx is not installed.
+        EngineError: onnx is not installed, or does not work.
     """
     try:
         import onnx
     except ModuleNotFoundError:
         raise EngineError("expected onnx, got none: install onnxruntime and onnx, or pathguard[onnx]") from None
+    except Exception as error:
+        raise _broken(error) from error
     writer = _Writer(program)
     for step in program.steps:
         writer.write(step)
@@ -96,6 +110,11 @@ def onnx_graph(program: Program, score: LinearScore | None = None) -> bytes:
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", _OPSET)], ir_version=_IR)
     content: bytes = model.SerializeToString()
     return content
+
+
+def _broken(error: Exception) -> EngineError:
+    """Of an installation that is there: its libraries raise errors of many types, which have nothing in common."""
+    return EngineError(f"expected a working ONNX Runtime, got: {' '.join(str(error).split())[:200]}")
 
 
 class _Writer:

@@ -1,5 +1,6 @@
 import logging
 import sys
+from importlib.abc import MetaPathFinder
 
 import numpy as np
 import pytest
@@ -141,6 +142,35 @@ def test_without_onnx_runtime_the_message_names_the_extra(network, monkeypatch):
 
     assert "pathguard[onnx]" in chosen.refused["onnx"]
     assert chosen.name != "onnx"
+
+
+def test_a_broken_onnx_runtime_is_left_out(network, monkeypatch):
+    class NotLoadable(MetaPathFinder):
+        def find_spec(self, name, *_):
+            if name in ("onnxruntime", "onnx"):
+                raise ImportError(f"lib{name}.so: undefined symbol")
+
+    for missing in ("onnxruntime", "onnx"):
+        with monkeypatch.context() as patched:
+            patched.delitem(sys.modules, missing, raising=False)
+            patched.setattr(sys, "meta_path", [NotLoadable(), *sys.meta_path])
+            chosen = choose_engine(network, SPEC, None, CPU)
+        assert "onnx" not in chosen.name
+        assert chosen.refused["onnx"] == f"expected a working ONNX Runtime, got: lib{missing}.so: undefined symbol"
+
+
+@pytest.mark.parametrize("method", ["__init__", "run"])
+def test_an_onnx_runtime_that_fails_on_a_network_is_left_out(network, monkeypatch, method):
+    onnxruntime = pytest.importorskip("onnxruntime")
+
+    def fails(*_, **__):
+        raise RuntimeError("illegal instruction")
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, method, fails)
+
+    chosen = choose_engine(network, SPEC, None, CPU)
+
+    assert chosen.refused["onnx"] == "expected a working ONNX Runtime, got: illegal instruction"
 
 
 def test_a_network_with_an_unknown_layer_is_served_masked():
