@@ -514,6 +514,8 @@ def _grow(
             for file in folder.glob(f"{part}-????????{suffix}"):
                 if file.name not in kept:
                     file.unlink()
+        for file in folder.glob("*.partial"):  # of a run that was killed
+            file.unlink()
     except OSError as error:
         raise ArtifactError(f"expected to write the bundle {folder}, got: {error.strerror}") from None
     return Bundle(folder, trusted)

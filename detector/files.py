@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -12,7 +13,7 @@ def write_whole(path: Path, content: bytes) -> str:
         The SHA-256 of the content, in hexadecimal.
 
     Raises:
-        OSError: the disk is full or the folder cannot be written; what stood at `path` is untouched.
+        OSError: the disk is full or the folder cannot be written; what stood at `path` is untouched, as after Ctrl-C.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
@@ -22,9 +23,16 @@ def write_whole(path: Path, content: bytes) -> str:
             opened.flush()
             os.fsync(opened.fileno())
         os.replace(partial, path)
-    except OSError:
+    except BaseException:
         partial.unlink(missing_ok=True)
         raise
+    # The move too outlives a power cut, where the file system can say so.
+    with suppress(OSError):
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
     return hashlib.sha256(content).hexdigest()
 
 

@@ -11,6 +11,7 @@ from detector import bundle as bundles
 from detector.bundle import Bundle, DetectorInfo, add_detector, recalibrate, upgrade_bundle
 from detector.errors import ArtifactError
 from detector.files import write_whole
+from detector.interpretation.survey import make_usual_paths
 from detector.paths.encoder import Evidence, encode_set
 from detector.paths.features import features_named, rows_of
 from detector.scoring.classifier import default_estimator
@@ -185,6 +186,15 @@ def test_a_disk_that_is_full_leaves_a_bundle_of_schema_1_as_it_is(whole, monkeyp
     with pytest.raises(ArtifactError, match="got: No space left on device"):
         upgrade_bundle(whole.folder)
     assert (whole.folder / "manifest.json").read_text() == content
+
+
+def test_what_a_killed_run_left_half_written_is_removed_with_the_next_stage(decoupled_bundle, digits):
+    half = decoupled_bundle.folder / "classifier-12345678.skops.partial"
+    half.write_bytes(b"half")
+
+    make_usual_paths(decoupled_bundle, digits)
+
+    assert not half.exists()
 
 
 def test_a_part_of_another_size_is_refused_before_it_is_read(whole):
