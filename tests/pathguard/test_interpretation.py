@@ -1,8 +1,10 @@
 """`pathguard interpret` and `pathguard explain`."""
 
 import json
+from types import SimpleNamespace
 
 import grpc
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -52,6 +54,25 @@ def test_the_atlas_is_one_page_that_fetches_nothing(run, fitted_bundle, local_di
     assert page.count("<img ") >= 6
     for heading in ("Layers", "Classes", "Paths in the plane", "Combinations of filters"):
         assert f">{heading}</h2>" in page
+
+
+def test_attacked_images_of_later_shards_are_shown_too(decoupled_bundle, monkeypatch, tmp_path):
+    def shard(first, fooled):
+        pixels = np.full((100, 8, 8, 1), first, np.uint8)
+        crafted = SimpleNamespace(fooled=np.arange(100) < fooled, pixels=pixels)
+        return SimpleNamespace(crafted=crafted, labels=np.full(100, first))
+
+    store = SimpleNamespace(
+        origin=SimpleNamespace(network=decoupled_bundle.network_digest),
+        attacks=lambda _: ["fgsm"],
+        read=lambda *_: iter([shard(1, 3), shard(2, 100), shard(3, 100), shard(4, 100)]),
+    )
+    monkeypatch.setattr("attacks.store.AttackStore", lambda _: store)
+
+    pixels, labels = interpretation._attacked(tmp_path, decoupled_bundle)["fgsm"]
+
+    assert np.bincount(labels).tolist() == [0, 3, 100, 47]
+    assert (pixels[:, 0, 0, 0] == labels).all()
 
 
 def test_an_image_is_explained_for_a_person_and_for_a_program(run, explained_bundle, photos):
