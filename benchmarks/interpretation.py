@@ -142,8 +142,8 @@ def combination_figures(seen: SeenPaths, seed: int, cut: Cut = nmf_parts) -> Com
         combinations=len(purities),
         over_single=100 * float(np.mean([one.purity - one.single for one in purities])),
         over_random=100 * float(np.mean([one.purity - one.random for one in purities])),
-        own=100 * float(np.mean([one.own for one in closings])),
-        others=100 * float(np.mean([one.others for one in closings])),
+        own=100 * float(np.nanmean([one.own for one in closings])),
+        others=100 * float(np.nanmean([one.others for one in closings])),
     )
 
 
