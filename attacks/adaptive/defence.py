@@ -105,6 +105,7 @@ def defence_of(bundle: Bundle, network: GatedNet, clean: ImageSet, rate: float |
     threshold = calibration.threshold(rate)
     # Where each class has its own threshold, scores are moved so that one threshold serves all.
     moved = threshold - calibration.thresholds(rate, len(bundle.manifest.network.classes))
+    moved_in_torch = torch.from_numpy(moved)
     features = bundle.features(network.layers)
     columns, columns_in_torch = features.of, torch_features(features)
     score = compile_score(classifier)
@@ -113,7 +114,8 @@ def defence_of(bundle: Bundle, network: GatedNet, clean: ImageSet, rate: float |
         def see(images: Tensor) -> Seen:
             logits, readings = network.trace(images)
             gates = torch.cat([reading.logits for reading in readings.values()], dim=1)
-            return Seen(logits, surrogate.score(columns_in_torch(logits, gates)), gates)
+            scores = surrogate.score(columns_in_torch(logits, gates))
+            return Seen(logits, scores + moved_in_torch.to(scores)[logits.argmax(dim=1)], gates)
 
         return see
 

@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from attacks.selection import rightly_classified
 from attacks.stages import make_attacks, make_detector
 from attacks.store import AttackStore
 from detector.batches import to_pixels, to_tensor
-from detector.bundle import add_detector
+from detector.bundle import Bundle, add_detector
 from detector.errors import ArtifactError, RequestError
 from detector.network.training import Schedule
 from detector.paths.encoder import encode, encode_set
@@ -71,6 +72,25 @@ def test_an_attacker_sees_what_is_served(defended, defence, victims):
     assert np.allclose(scores.numpy(), served.scores, atol=1e-3)
     assert np.allclose(seen.scores.detach().numpy(), scores.numpy(), atol=1e-3)
     assert defence.threshold == pytest.approx(defended.calibration().threshold(0.05))
+
+
+def test_where_each_class_has_its_threshold_an_attacker_sees_the_score_that_is_judged(
+    defended, network, digits, victims, tmp_path
+):
+    shutil.copytree(defended.folder, tmp_path / "bundle")
+    bundle = Bundle(tmp_path / "bundle")
+    of_class = np.repeat(np.arange(10), 20)
+    calibration = Calibration(np.tile(np.arange(20.0), 10) + 5 * of_class, of_class)
+    info = replace(bundle.detector_info(), max_false_alarm_rate=0.2)
+    learnt = bundle.features(network.layers).arrays()
+    moved = add_detector(bundle, info, bundle.classifier().estimator_, calibration, {}, learnt)
+    known = defence_of(moved, network, digits.validation)
+
+    _, scores = known.judge(victims[0])
+    seen = known.see(victims[0]).scores.detach()
+
+    assert known.exact
+    assert np.allclose(seen.numpy(), scores.numpy(), atol=1e-3)
 
 
 def test_the_score_has_a_gradient_at_the_pixels(defence, victims):
