@@ -5,6 +5,7 @@ out, on the images of the other half: neither the attack nor the image was seen.
 would reward what learns those attacks by heart.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from detector.scoring.classifiers import CLASSIFIERS
 from detector.scoring.compiled_score import compile_score
 from detector.scoring.evaluation import auroc
 from detector.scoring.fitting import fit_classifier
+
+log = logging.getLogger(__name__)
 
 Ids = npt.NDArray[np.int64]
 # Images of each attack, and clean images, that the choice is made by: enough to tell candidates apart.
@@ -66,9 +69,15 @@ class Candidate:
         return (self.worst + self.mean) / 4 + self.seen / 2
 
 
+# Attacks that are variants of another: BIM is PGD without its random start, MI-FGSM with momentum; AutoAttack begins
+# with both of APGD's losses.
+VARIANTS: Mapping[str, str] = {"bim": "pgd", "mi-fgsm": "pgd", "autoattack": "apgd"}
+
+
 def family_of(recipe: str) -> str:
-    """Recipes of one attack, whatever their budget: `pgd-2` and `pgd-end` are PGD."""
-    return "mi-fgsm" if recipe.startswith("mi-fgsm") else recipe.partition("-")[0]
+    """Recipes of one attack and its variants, whatever their budget: `pgd-2`, `pgd-end` and `bim` are PGD."""
+    attack = "mi-fgsm" if recipe.startswith("mi-fgsm") else recipe.partition("-")[0]
+    return VARIANTS.get(attack, attack)
 
 
 def choose(
@@ -95,19 +104,25 @@ def choose(
         fewer: whether kinds of features may be left out.
 
     Raises:
-        DataError: there are fewer than two families of attacks.
+        DataError: there are fewer than two families of attacks, or so few images of them that none can be left out.
     """
     families = sorted({family_of(recipe) for recipe in attacked})
     if len(families) < 2:
         raise DataError(f"expected at least two families of attacks to leave one out, got {', '.join(families)}")
     clean = clean.at(slice(CLEAN_IMAGES))
     attacked = {recipe: sample.at(slice(ATTACKED_IMAGES)) for recipe, sample in attacked.items()}
+    folds = _folds(attacked, families, seed)
+    short = [family for family in families if not any(left_out == family for _, left_out in folds)]
+    if len(short) == len(families) or not any(left_out is None for _, left_out in folds):
+        raise DataError("expected attacked images in both halves of the fitting split to choose by, got too few")
+    if short:
+        log.warning("too few attacked images to choose by leaving out %s", ", ".join(short))
     tried: dict[tuple[str, str], Candidate] = {}
 
     def attempt(kinds: Sequence[str], classifier: str) -> Candidate:
         key = ("+".join(kinds), classifier)
         if key not in tried:
-            tried[key] = _judged(*key, clean, attacked, families, seed)
+            tried[key] = _judged(*key, clean, attacked, folds, seed)
             listen(tried[key])
         return tried[key]
 
@@ -122,10 +137,26 @@ def choose(
     return sorted(tried.values(), key=lambda candidate: -candidate.merit)
 
 
+Fold = tuple[int, str | None]
+
+
+def _folds(attacked: Mapping[str, Sample], families: Sequence[str], seed: int) -> list[Fold]:
+    """Half to fit on and family to leave out (None: none), wherever there is something to fit on and to judge by."""
+    folds: list[Fold] = []
+    for half in (0, 1):
+        fitting, judging = (
+            {family_of(name) for name, sample in attacked.items() if len(_half(sample, side, seed).ids)}
+            for side in (half, 1 - half)
+        )
+        folds += [(half, family) for family in families if fitting - {family} and family in judging]
+        folds += [(half, None)] if fitting and judging else []
+    return folds
+
+
 def _judged(
-    features: str, classifier: str, clean: Sample, attacked: Mapping[str, Sample], families: Sequence[str], seed: int
+    features: str, classifier: str, clean: Sample, attacked: Mapping[str, Sample], folds: Sequence[Fold], seed: int
 ) -> Candidate:
-    unseen: dict[str, list[float]] = {family: [] for family in families}
+    unseen: dict[str, list[float]] = {family: [] for _, family in folds if family is not None}
     seen: list[float] = []
     for half in (0, 1):
         fitting, judging = _half(clean, half, seed), _half(clean, 1 - half, seed)
@@ -134,7 +165,7 @@ def _judged(
         usual, judged_clean = columns.of(fitting.evidence), columns.of(judging.evidence)
         fitted_on = {name: columns.of(_half(sample, half, seed).evidence) for name, sample in attacked.items()}
         judged_by = {name: columns.of(_half(sample, 1 - half, seed).evidence) for name, sample in attacked.items()}
-        for left_out in (*families, None):
+        for left_out in (family for side, family in folds if side == half):
             others = {name: rows for name, rows in fitted_on.items() if family_of(name) != left_out}
             pipeline = fit_classifier(classifier, usual, others, seed)
             score = compile_score(FalseAlarmClassifier.around(pipeline, 0.05))
@@ -144,7 +175,7 @@ def _judged(
                     seen.append(auroc(scores, score(rows)))
                 elif len(rows) and family_of(name) == left_out:
                     unseen[family_of(name)].append(auroc(scores, score(rows)))
-    means = [float(np.mean(values)) for values in unseen.values() if values]
+    means = [float(np.mean(values)) for values in unseen.values()]
     return Candidate(features, classifier, min(means), float(np.mean(means)), float(np.mean(seen)))
 
 

@@ -49,9 +49,22 @@ def test_an_image_and_its_attacked_versions_lie_in_the_same_half():
         assert 0.3 < len(inside.ids) / 300 < 0.7
 
 
+def test_an_attack_with_a_single_success_is_not_left_out_and_the_choice_goes_on(caplog):
+    attacks = {"pgd": ATTACKS["pgd"], "cw": ATTACKS["cw"].at(slice(1)), "fgsm": ATTACKS["cw"].at(slice(0))}
+
+    (found,) = choose(sample(0, 300, 0), attacks, ["gates"], ["logistic-0.01"])
+
+    assert 0 <= found.worst <= found.mean <= 1
+    assert "too few attacked images to choose by leaving out fgsm" in caplog.text
+    with pytest.raises(DataError, match="expected attacked images in both halves of the fitting split"):
+        choose(sample(0, 300, 0), {"cw": attacks["cw"], "fgsm": attacks["fgsm"]}, ["gates"], ["logistic-0.01"])
+
+
 def test_one_family_alone_leaves_nothing_to_leave_out():
-    assert [family_of(name) for name in ("pgd-2", "pgd-end", "mi-fgsm-transfer", "cw")] == [
-        "pgd", "pgd", "mi-fgsm", "cw",
-    ]  # fmt: skip
+    assert {family_of(name) for name in ("pgd-2", "pgd-end", "bim", "bim-end", "mi-fgsm-2", "mi-fgsm-transfer")} == {
+        "pgd"
+    }
+    assert {family_of(name) for name in ("apgd-ce-2", "apgd-l2", "autoattack-4")} == {"apgd"}
+    assert [family_of(name) for name in ("fgsm-1", "cw-targeted", "square")] == ["fgsm", "cw", "square"]
     with pytest.raises(DataError, match="expected at least two families of attacks to leave one out, got pgd"):
         choose(sample(0, 30, 0), {"pgd": ATTACKS["pgd"], "pgd-2": ATTACKS["pgd-2"]}, ["gates"], ["logistic-1"])
