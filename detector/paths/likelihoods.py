@@ -36,6 +36,8 @@ def learn_open_shares(class_logits: Floats, gate_logits: Floats, _layers: Mappin
     """For each class and filter, the log-odds and log-probability of the filter being open.
 
     Shares are smoothed by one open and one closed image (Laplace), so that what was never seen is rare, not impossible.
+    A class that no clean image was predicted to be of explains each filter, open or closed, as badly as any class does:
+    it never is the best explanation.
 
     Args:
         class_logits: of clean images, `(images, classes)`.
@@ -43,11 +45,14 @@ def learn_open_shares(class_logits: Floats, gate_logits: Floats, _layers: Mappin
     """
     predicted = class_logits.argmax(axis=1)
     bits = gate_logits > 0
+    counts = np.bincount(predicted, minlength=class_logits.shape[1])
     shares = np.stack([
-        (bits[predicted == label].sum(axis=0) + 1) / (np.count_nonzero(predicted == label) + 2)
-        for label in range(class_logits.shape[1])
+        (bits[predicted == label].sum(axis=0) + 1) / (count + 2) for label, count in enumerate(counts.tolist())
     ])  # fmt: skip
-    return {"closed": np.log1p(-shares).astype(np.float32), "odds": (np.log(shares) - np.log1p(-shares)).astype("f4")}
+    closed, odds = np.log1p(-shares), np.log(shares) - np.log1p(-shares)
+    known = counts > 0
+    closed[~known], odds[~known] = (closed + np.minimum(odds, 0))[known].min(axis=0), 0
+    return {"closed": closed.astype(np.float32), "odds": odds.astype(np.float32)}
 
 
 def path_likelihoods(class_logits: Floats, gate_logits: Floats, arrays: Arrays, layers: Mapping[str, int]) -> Floats:

@@ -31,6 +31,25 @@ def test_the_likelihood_of_bits_computed_by_hand():
     np.testing.assert_allclose(seen[0], expected, rtol=1e-6)
 
 
+def test_a_class_that_no_clean_image_was_predicted_to_be_of_never_explains_a_path_best():
+    chooser = np.random.default_rng(0)
+    labels, shares, layers = np.repeat([0, 1], 200), chooser.uniform(0.02, 0.98, (2, 6)), {"a": 2, "b": 4}
+    gates = np.where(chooser.random((400, 6)) < shares[labels], 1, -1).astype(np.float32)
+    odd = chooser.normal(size=(50, 6)).astype(np.float32)  # any path at all
+
+    known = learn_open_shares(logits_of(labels, 2), gates, layers)
+    learnt = learn_open_shares(logits_of(labels, 3), gates, layers)
+
+    first = np.zeros(50, np.int64)
+    of_two, of_three = (
+        path_likelihoods(logits_of(first, classes), odd, arrays, layers)
+        for classes, arrays in ((2, known), (3, learnt))
+    )
+    np.testing.assert_array_equal(of_three, of_two)
+    of_unknown = path_likelihoods(logits_of(first + 2, 3), odd, learnt, layers)
+    assert (of_unknown[:, 1::2] <= 1e-6).all()  # its lead
+
+
 def test_the_likelihood_of_gate_logits_is_the_mahalanobis_distance_to_the_class():
     chooser = np.random.default_rng(0)
     labels = np.repeat([0, 1, 2], 4000)
