@@ -31,8 +31,13 @@ def fold_normalisation(network: GatedNet, share: bool = False) -> GatedNet:
         if isinstance(gate.normalise, nn.BatchNorm1d):
             gate.excite = fuse_linear_bn_eval(gate.excite, gate.normalise)
             gate.normalise = nn.Identity()
-    if not isinstance(graph, fx.GraphModule):
-        return folded.eval()
+    if isinstance(graph, fx.GraphModule):
+        fold_graph(graph)
+    return folded.eval()
+
+
+def fold_graph(graph: fx.GraphModule) -> None:
+    """Fold, in place, every normalisation of a traced network that can be; it must be in evaluation mode."""
     modules = dict(graph.named_modules())
     calls = Counter(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
     for node in list(graph.graph.nodes):
@@ -47,4 +52,3 @@ def fold_normalisation(network: GatedNet, share: bool = False) -> GatedNet:
             graph.graph.erase_node(node)
     graph.delete_all_unused_submodules()
     graph.recompile()
-    return folded.eval()
