@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import betabinom, binomtest
+from scipy.stats.distributions import rv_frozen
 
 from detector.errors import RequestError
 
@@ -49,12 +50,10 @@ class Calibration:
         return len(self.scores)
 
     def of_class(self, label: int) -> "Calibration":
-        """The calibration images that were predicted to be of this class, of all classes where there are no labels.
-
-        Raises:
-            RequestError: there are none of that class.
-        """
-        return self if self.labels is None else Calibration(self.scores[self.labels == label])
+        """The calibration images that an image of this predicted class is compared with: those of the class, or of all
+        classes where there are no labels or none is of that class."""
+        own = None if self.labels is None else self.labels == label
+        return self if own is None else Calibration(self.scores[own]) if own.any() else self.pooled()
 
     def pooled(self) -> "Calibration":
         """The same images, compared with whatever their class."""
@@ -66,16 +65,16 @@ class Calibration:
         Args:
             scores: of the images in question, `(images,)`.
             labels: their predicted classes; needed where the calibration has labels. An image of a class that no
-                calibration image is of gets 1: nothing is known that speaks against it.
+                calibration image is of is compared with those of all classes: were it let pass, an attack would only
+                have to reach that label.
         """
         if self.labels is not None:
             if labels is None:
                 raise RequestError("expected the predicted classes for a calibration of each class, got none")
-            found = np.ones(len(scores))
+            found = np.empty(len(scores))
             for label in np.unique(labels).tolist():
-                if (self.labels == label).any():
-                    own = labels == label
-                    found[own] = self.of_class(label).p_values(scores[own])
+                own = labels == label
+                found[own] = self.of_class(label).p_values(scores[own])
             return found
         as_high = len(self.scores) - np.searchsorted(self.scores, scores, side="left")
         return (1 + as_high) / (len(self.scores) + 1)
@@ -118,33 +117,49 @@ class Calibration:
     def thresholds(self, max_false_alarm_rate: float, classes: int) -> Scores:
         """For each predicted class the score above which an image is flagged, `(classes,)`.
 
-        Infinite for a class that no calibration image was predicted to be of.
-
         Raises:
             RequestError: there is no threshold for this rate.
         """
         if self.labels is None:
             return np.full(classes, self.threshold(max_false_alarm_rate))
-        return np.array([
-            self.of_class(label).threshold(max_false_alarm_rate) if (self.labels == label).any() else np.inf
-            for label in range(classes)
-        ])  # fmt: skip
+        return np.array([self.of_class(label).threshold(max_false_alarm_rate) for label in range(classes)])
 
-    def expected_range(self, max_false_alarm_rate: float, images: int, level: float = 0.99) -> tuple[float, float]:
+    def expected_range(
+        self, max_false_alarm_rate: float, images: int, level: float = 0.99, labels: Labels | None = None
+    ) -> tuple[float, float]:
         """The `level` prediction interval of the realised rate on `images` fresh clean images.
 
         False alarms among them are beta-binomial: with k = ceil((n + 1)(1 - α)), the false-alarm probability given
-        the calibration scores is Beta(n + 1 - k, k).
+        the calibration scores is Beta(n + 1 - k, k). Where each class has its own calibration images, those of all
+        classes are a sum of such numbers.
+
+        Args:
+            max_false_alarm_rate: α.
+            images: how many.
+            level: of the interval.
+            labels: their predicted classes, `(images,)`; needed where the calibration has labels.
 
         Raises:
-            RequestError: there is no threshold for this rate.
+            RequestError: there is no threshold for this rate, or labels are missing.
         """
         self.check_rate(max_false_alarm_rate)
+        if self.labels is None:
+            alarms = self._alarms(max_false_alarm_rate, images)
+            low, high = alarms.ppf((1 - level) / 2), alarms.ppf((1 + level) / 2)
+            return float(low / images), float(high / images)
+        if labels is None:
+            raise RequestError("expected the predicted classes for a calibration of each class, got none")
+        chances = np.ones(1)
+        for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
+            alarms = self.of_class(int(label))._alarms(max_false_alarm_rate, int(count))
+            chances = np.convolve(chances, alarms.pmf(np.arange(count + 1)))
+        low, high = np.searchsorted(chances.cumsum(), [(1 - level) / 2, (1 + level) / 2])
+        return float(low / images), float(high / images)
+
+    def _alarms(self, max_false_alarm_rate: float, images: int) -> rv_frozen:
         n = len(self.scores)
         rank = math.ceil(round((n + 1) * (1 - max_false_alarm_rate), 9))
-        alarms = betabinom(images, n + 1 - rank, rank)
-        low, high = alarms.ppf((1 - level) / 2), alarms.ppf((1 + level) / 2)
-        return float(low / images), float(high / images)
+        return betabinom(images, n + 1 - rank, rank)
 
 
 def clopper_pearson(hits: int, images: int, level: float = 0.95) -> tuple[float, float]:

@@ -71,11 +71,37 @@ def test_each_class_has_its_own_threshold_and_its_own_false_alarms():
         assert 0.03 < flagged[labels == label].mean() < 0.07
     pooled = calibration.pooled().p_values(scores) <= 0.05
     assert pooled[labels == 0].mean() == 0
-    assert thresholds[2] == np.inf
-    assert calibration.p_values(np.array([99.0]), np.array([2])).tolist() == [1.0]
     assert calibration.smallest_rate == 1 / (min((calibration.labels == label).sum() for label in (0, 1)) + 1)
     with pytest.raises(RequestError, match="expected the predicted classes"):
         calibration.p_values(scores)
+
+
+def test_an_image_of_a_class_without_calibration_images_is_compared_with_those_of_all_classes():
+    calibration = Calibration(np.arange(99.0), np.arange(99) % 2)
+
+    assert calibration.p_values(np.array([99.0, 49.0]), np.array([2, 2])).tolist() == [0.01, 0.51]
+    assert calibration.thresholds(0.05, 3)[2] == calibration.pooled().threshold(0.05)
+
+
+def test_the_interval_of_false_alarms_is_that_of_the_classes_where_each_has_its_threshold():
+    chooser = np.random.default_rng(0)
+    few = np.repeat([0, 1], [30, 970])
+    labels, realised = np.repeat([0, 1], [500, 500]), []
+    for _ in range(400):
+        calibration = Calibration(chooser.normal(size=1000), few)
+        realised.append((calibration.p_values(chooser.normal(size=1000), labels) <= 0.05).mean())
+
+    low, high = calibration.expected_range(0.05, 1000, 0.9, labels)
+    shares = np.array(realised)
+    pooled = calibration.pooled().expected_range(0.05, 1000, 0.9)
+
+    assert np.mean((low <= shares) & (shares <= high)) == pytest.approx(0.9, abs=0.05)
+    assert low < pooled[0]
+    assert high > pooled[1]
+    one = Calibration(calibration.scores, np.zeros(1000, np.int64))
+    assert one.expected_range(0.05, 1000, labels=np.zeros(1000, np.int64)) == one.pooled().expected_range(0.05, 1000)
+    with pytest.raises(RequestError, match="expected the predicted classes"):
+        calibration.expected_range(0.05, 1000)
 
 
 def test_the_interval_of_a_share_is_that_of_clopper_and_pearson():
