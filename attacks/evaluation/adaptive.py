@@ -31,28 +31,33 @@ class Withstood:
 
     Attributes:
         attack: its name, or `ANY`: an image counts as lost if any of the attacks finds a way.
-        budget: L-inf, in grey levels of 255.
-        images: clean images attacked, all those that the network gets right among the first of the test split.
+        budget: L-inf, in grey levels of 255; what succeeded within a smaller one counts here as well.
+        images: clean images attacked, of the first of the test split that the network gets right.
+        tried_by_all: how many of them every attack of the row was given.
+        settings: of the attack: its steps, its restarts, ...
         robust: share of all images, those it gets wrong counted as lost, that are not both misread and unflagged.
         low: lower end of its 95 % interval.
         high: upper end.
-        without_detector: the same share with the detector off: images that no attack makes the network misread.
+        without_detector: the same share with the detector off: images that neither plain PGD nor any of the attacks
+            makes the network misread. In the row `ANY` alone: one attack is not to be held against all of them.
         exact: whether the attacker had the detector's own gradient, not an imitation's.
     """
 
     attack: str
     budget: int
     images: int
+    tried_by_all: int
+    settings: str
     robust: float
     low: float
     high: float
-    without_detector: float
+    without_detector: float | None
     exact: bool
 
     @property
-    def added(self) -> float:
+    def added(self) -> float | None:
         """What the detector adds, in points of robust accuracy."""
-        return 100 * (self.robust - self.without_detector)
+        return None if self.without_detector is None else 100 * (self.robust - self.without_detector)
 
 
 def withstand(
@@ -62,7 +67,8 @@ def withstand(
     """Attack the first images that the network gets right, by each adaptive recipe at each budget.
 
     Clean images that the detector flags stay in: an attacker may find a version of them that it does not flag. With
-    the detector off, plain PGD of as many steps stands beside what the adaptive attacks misled.
+    the detector off, plain PGD of as many steps stands beside what the adaptive attacks misled. Below the headline's
+    budget, the largest, descents are a quarter as long and start once.
 
     Args:
         network: the bundle's, in evaluation mode.
@@ -80,18 +86,27 @@ def withstand(
     tasks = list(_tasks(protocol, len(chosen)))
     won = list(workers.map(_Attacking(network, pixels, labels, chosen.ids, defence, seed), tasks))
     found: list[Withstood] = []
-    for budget in protocol.budgets:
-        evaded, misread = np.zeros(len(chosen), bool), np.zeros(len(chosen), bool)
-        own: list[tuple[str, npt.NDArray[np.bool_]]] = []
+    # What an attack did within a budget lies within every larger one.
+    misread, evaded = np.zeros(len(chosen), bool), np.zeros(len(chosen), bool)
+    lost: dict[str, npt.NDArray[np.bool_]] = {}
+    for budget in sorted(protocol.budgets):
+        tried, off = len(chosen), ""
         for task, one in zip(tasks, won, strict=True):
             if task.budget != budget:
                 continue
             misread[: task.images] |= one.fooled
-            if task.recipe.knows_detector:
-                own.append((task.recipe.name, one.reached))
-                evaded[: task.images] |= one.reached
-        rows = [*own, (ANY, evaded)]
-        found += [_row(name, budget, lost, misread[: len(lost)], accuracy, defence.exact) for name, lost in rows]
+            settings = task.recipe.settings
+            if not task.recipe.knows_detector:
+                off = f"off: with PGD, steps {settings['steps']}"
+                continue
+            mine = lost.setdefault(task.recipe.name, np.zeros(task.images, bool))
+            mine |= one.reached
+            evaded[: task.images] |= one.reached
+            tried = min(tried, task.images)
+            said = ", ".join(f"{name} {value}" for name, value in settings.items())
+            found.append(_row(task.recipe.name, budget, mine, task.images, said, accuracy, None, defence.exact))
+        kept = accuracy * float((~misread).mean())
+        found.append(_row(ANY, budget, evaded, tried, off, accuracy, kept, defence.exact))
     return found
 
 
@@ -114,7 +129,7 @@ class _Won:
 
 def _tasks(protocol: Protocol, images: int) -> Iterator[_Task]:
     for budget in protocol.budgets:
-        headline = budget == protocol.budgets[-1]
+        headline = budget == max(protocol.budgets)
         # Below the headline's budget a curve is drawn, by descents a quarter as long.
         steps = protocol.adaptive_steps if headline else max(10, protocol.adaptive_steps // 4)
         restarts = protocol.adaptive_restarts if headline else 1
@@ -153,21 +168,22 @@ class _Attacking:
 
 
 def _row(
-    name: str, budget: int, lost: npt.NDArray[np.bool_], misread: npt.NDArray[np.bool_], accuracy: float, exact: bool
-) -> Withstood:
+    name: str, budget: int, lost: npt.NDArray[np.bool_], tried: int, settings: str, accuracy: float,
+    without: float | None, exact: bool,
+) -> Withstood:  # fmt: skip
     kept, images = int((~lost).sum()), len(lost)
     low, high = clopper_pearson(kept, images)
     return Withstood(
-        name, budget, images, accuracy * kept / images, accuracy * low, accuracy * high,
-        accuracy * float((~misread).mean()), exact,
-    )  # fmt: skip
+        name, budget, images, tried, settings, accuracy * kept / images, accuracy * low, accuracy * high, without, exact
+    )
 
 
 def rows_of_withstood(found: Sequence[Withstood]) -> list[dict[str, object]]:
     """A row for each, for a table."""
     return [
         {
-            "attack": row.attack, "budget / 255": row.budget, "images": row.images, "robust accuracy": row.robust,
+            "attack": row.attack, "budget / 255": row.budget, "images": row.images,
+            "images tried by all": row.tried_by_all, "settings": row.settings, "robust accuracy": row.robust,
             "low": row.low, "high": row.high, "detector off": row.without_detector, "points added": row.added,
             "own gradient": row.exact,
         }

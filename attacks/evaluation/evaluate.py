@@ -3,13 +3,11 @@
 import logging
 from collections.abc import Sequence
 
-import numpy as np
-
 from attacks.adaptive.defence import defence_of
 from attacks.evaluation.adaptive import Withstood, rows_of_withstood, withstand
 from attacks.evaluation.costs import cost_rows
 from attacks.evaluation.judgement import Judge, Matrix, Served, Sheet
-from attacks.evaluation.material import gather
+from attacks.evaluation.material import gather, limit_of
 from attacks.evaluation.paths import PathDetector
 from attacks.evaluation.protocol import Protocol
 from attacks.evaluation.report import Evaluation
@@ -64,16 +62,19 @@ def evaluate_bundle(
     network, info = bundle.network().to(workers.device), bundle.detector_info()
     classes, classifier = len(bundle.manifest.network.classes), info.classifier or CLASSIFIER
 
-    def paths(features: str, name: str) -> PathDetector:
-        return PathDetector(network, features, classifier, classes, seed, name)
+    def paths(features: str, name: str, images: int | None = None) -> PathDetector:
+        return PathDetector(network, features, classifier, classes, seed, name, images)
 
     ours = paths(info.features, "paths")
     example = to_tensor(splits.test.pixels(slice(0, 1)), workers.device)
     others: list[Baseline] = []
     if protocol.baselines:
-        every = all_baselines(network, example)
+        every = all_baselines(network, example, seed)
         others = [method for method in every if method.images is None or protocol.costly_baselines]
     methods: list[Baseline] = [ours, *others]
+    # Ours on the few images that a costly detector looks at, to stand beside it.
+    limits = dict.fromkeys(limit for method in others if (limit := limit_of(method, protocol)) is not None)
+    fewer: list[Baseline] = [paths(info.features, f"paths, {limit} images of a kind", limit) for limit in limits]
     log.info("images pass the network")
     material = gather(network, splits, store, methods, protocol, seed, foreign)
     served = _served(bundle, network, classes)
@@ -93,7 +94,7 @@ def evaluate_bundle(
         judge.corruption_sheet(),
         judge.class_sheet(),
         judge.method_sheet("features", f"what the classifier ({classifier}) reads: AUROC", alone),
-        judge.method_sheet("baselines", "other detectors on the same network: AUROC", methods),
+        judge.method_sheet("baselines", "other detectors on the same network: AUROC", [*methods, *fewer]),
         judge.fitting_set_sheet(ours, named_sets(store)),
         judge.shots_sheet(ours),
         judge.other_rows_sheet(),
@@ -101,7 +102,7 @@ def evaluate_bundle(
     withstood: list[Withstood] = []
     if adaptive:
         log.info("attackers who know the detector")
-        known = defence_of(bundle, network, splits.validation)
+        known = defence_of(bundle, network, splits.validation, seed=seed)
         withstood = withstand(network, splits.test, known, protocol, material.right_clean, seed, workers)
         title = f"robust accuracy where {info.max_false_alarm_rate:.0%} of clean images may be flagged"
         sheets.append(Sheet("adaptive", title, rows_of_withstood(withstood)))
@@ -138,7 +139,8 @@ def _sheet_of(matrix: Matrix) -> Sheet:
     rows: list[dict[str, object]] = []
     for name, values in zip(matrix.fitted_on, matrix.auroc, strict=True):
         cells = dict(zip(matrix.judged_by, values.tolist(), strict=True))
-        rows.append({"fitted on": name, **cells, "worst": float(np.nanmin(values))})
+        worst = min((value for value in values.tolist() if value == value), default=None)
+        rows.append({"fitted on": name, **cells, "worst": worst})
     return Sheet("matrix", "fitted on one attack, judged by each: AUROC", rows)
 
 

@@ -1,10 +1,11 @@
 """All tables of an evaluation, from what was seen of the images.
 
 Whatever is fitted anew (for a table of features, of attacks left out, of baselines) is fitted on the fitting split of
-the same images and attacks as the bundle's detector, calibrated on the calibration split, and looks at the test split
-in its table alone.
+the same images and attacks as the bundle's detector, or on as many as it is given where each takes it long, and looks
+at the test split in its table alone. It is judged by AUROC, which needs no threshold and so no calibration.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,8 @@ from detector.scoring.choice import family_of
 from detector.scoring.compiled_score import Score
 from detector.scoring.evaluation import auroc, bootstrap_interval
 from detector.scoring.thresholds import Calibration, Scores, clopper_pearson
+
+log = logging.getLogger(__name__)
 
 RATES = (0.05, 0.01)
 Row = Mapping[str, object]
@@ -126,8 +129,8 @@ class Judge:
             low, high = bootstrap_interval(clean, found, self._seed, self._protocol.bootstrap)
             row: dict[str, object] = {
                 "attack": name, "norm": self._material.norms[name], "fitted on": name in self._served.recipes,
-                "images": len(found), "given": self._material.images[name], "AUROC": auroc(clean, found),
-                "low": low, "high": high,
+                "images": len(found), "given": self._material.images[name], "fooled": self._material.fooled[name],
+                "AUROC": auroc(clean, found), "low": low, "high": high,
             }  # fmt: skip
             for rate in RATES:
                 row |= self._detected(found, SetKey(TEST, name), rate, calibration)
@@ -137,16 +140,18 @@ class Judge:
         return Sheet("attacks", f"{self._served.name}: successful attacks told from {len(clean)} clean images", rows)
 
     def other_rows_sheet(self) -> Sheet:
-        """The same for images on which the attack failed, and for all together."""
+        """The same for images on which the attack failed, and for all together, each kind with its true share."""
         clean, rows = self._of(TEST, CLEAN), []
         for name in self.attacks:
             failed = self._known(SetKey(TEST, f"{name} failed"))
             if failed is None or len(failed) == 0:
                 continue
-            every = np.concatenate([failed, self._of(TEST, name)])
+            given, of_failed = self._material.images[name], auroc(clean, failed)
+            share = self._material.fooled[name] / given
             rows.append({
-                "attack": name, "failed images": len(failed), "AUROC of failed": auroc(clean, failed),
-                "all images": len(every), "AUROC of all": auroc(clean, every),
+                "attack": name, "images": len(failed), "given": given, "failed": given - self._material.fooled[name],
+                "AUROC of failed": of_failed,
+                "AUROC of all": share * auroc(clean, self._of(TEST, name)) + (1 - share) * of_failed,
             })  # fmt: skip
         return Sheet("failed", "attacks that failed, and all together", rows)
 
@@ -184,8 +189,9 @@ class Judge:
                 row[f"flagged at {rate:.0%}"] = float(flagged.mean())
                 low, high = clopper_pearson(int(flagged.sum()), len(flagged))
                 row[f"95 % at {rate:.0%}"] = f"{low:.4f}-{high:.4f}"
-                if expected and rate >= calibration.pooled().smallest_rate:
-                    ends = calibration.pooled().expected_range(rate, len(flagged))
+                if expected and rate >= calibration.smallest_rate:
+                    labels = self._material.labels[key][chosen]
+                    ends = calibration.expected_range(rate, len(flagged), labels=labels)
                     row[f"expected at {rate:.0%}"] = f"{ends[0]:.4f}-{ends[1]:.4f}"
                 else:
                     row[f"expected at {rate:.0%}"] = None
@@ -288,9 +294,12 @@ class Judge:
         rows = []
         for method in methods:
             found = self._fitted(method, self._fitted_on, self.attacks)
-            values = [value for value in found.values() if value == value]
             cells = {attack: found.get(attack) for attack in self.attacks}
-            rows.append({"detector": method.name, **cells, "mean": float(np.mean(values)), "worst": min(values)})
+            rows.append({
+                "detector": method.name, "images fitted on": self._count(method, FITTING, self._fitted_on),
+                "images judged by": self._count(method, TEST, self.attacks), **cells,
+                "mean": _mean(list(found.values())), "worst": min(found.values(), default=None),
+            })  # fmt: skip
         return Sheet(name, title, rows)
 
     def fitting_set_sheet(self, method: Baseline, sets: Mapping[str, Sequence[str]]) -> Sheet:
@@ -301,6 +310,8 @@ class Judge:
             if not known:
                 continue
             found = self._fitted(method, known, self.attacks)
+            if not found:
+                continue
             families = {family_of(recipe) for recipe in known}
             inside = [value for attack, value in found.items() if attack in known]
             outside = [value for attack, value in found.items() if family_of(attack) not in families]
@@ -316,6 +327,8 @@ class Judge:
         rows = []
         for shots in (*self._protocol.shots, None):
             found = self._fitted(method, self._fitted_on, self.attacks, shots)
+            if not found:
+                continue  # no attack succeeded on any of so few images
             rows.append({
                 "images of each class": "all" if shots is None else str(shots), **found,
                 "mean": _mean(list(found.values())),
@@ -340,22 +353,28 @@ class Judge:
         norms: dict[str, set[str]] = {}
         for name in every:
             families.setdefault(family_of(name), set()).add(name)
-            if name in self._material.norms:
-                norms.setdefault(self._material.norms[name], set()).add(name)
+            norms.setdefault(self._material.norms[name], set()).add(name)
         yield "attack", families
         yield "norm", norms
 
     def _fitted(
         self, method: Baseline, known: Sequence[str], judged: Sequence[str], shots: int | None = None
     ) -> dict[str, float]:
-        """AUROC of a method fitted on the attacks `known`, for each attack of `judged` that it saw."""
+        """AUROC of a method fitted on the attacks `known`, for each attack of `judged` that it saw.
+
+        Empty where it cannot be fitted on so few attacked images.
+        """
         clean = self._seen(method, SetKey(FITTING, CLEAN))
         seen = {name: self._seen(method, SetKey(FITTING, name)) for name in known}
         attacked = {name: part for name, part in seen.items() if part is not None}
         assert clean is not None
         if shots is not None:
             clean, attacked = self._few(clean, attacked, shots)
-        score = method.fit(clean, attacked)
+        try:
+            score = method.fit(clean, attacked)
+        except DataError as error:
+            log.warning("%s fitted on %s is left out: %s", method.name, ", ".join(known), error)
+            return {}
         test = self._seen(method, SetKey(TEST, CLEAN))
         assert test is not None
         usual, found = score(test.rows), {}
@@ -374,12 +393,17 @@ class Judge:
         for label in np.unique(labels):
             chosen[np.flatnonzero(labels == label)[:shots]] = True
         kept = clean.ids[chosen]
-        few = {name: _at(part, np.isin(part.ids, kept)) for name, part in attacked.items()}
-        return _at(clean, chosen), {name: part for name, part in few.items() if len(part)} or dict(attacked)
+        few = {name: part.at(np.isin(part.ids, kept)) for name, part in attacked.items()}
+        return clean.at(chosen), {name: part for name, part in few.items() if len(part)}
+
+    def _count(self, method: Baseline, split: str, attacks: Sequence[str]) -> int:
+        """How many images of a split a method sees, clean and attacked."""
+        parts = [self._seen(method, SetKey(split, name)) for name in (CLEAN, *attacks)]
+        return sum(len(part) for part in parts if part is not None)
 
     def _seen(self, method: Baseline, key: SetKey) -> Observed | None:
         seen = self._material.of(method.sees, key)
-        return seen if seen is None else _at(seen, slice(limit_of(method, self._protocol)))
+        return seen if seen is None else seen.at(slice(limit_of(method, self._protocol)))
 
     def _detected(self, found: Scores, key: SetKey, rate: float, calibration: Calibration) -> dict[str, object]:
         flagged = int(self._flagged(key, rate, calibration).sum())
@@ -403,10 +427,6 @@ class Judge:
             assert seen is not None
             self._scores[key] = self._served.score(seen.rows)
         return self._scores[key]
-
-
-def _at(seen: Observed, chosen: npt.NDArray[np.bool_] | slice) -> Observed:
-    return Observed(seen.rows[chosen], seen.ids[chosen])
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -1,5 +1,6 @@
 """Everything that detectors are judged by, seen once through the network: clean, attacked, noisy, foreign images."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -24,6 +25,7 @@ from detector.network.decouple import GatedNet
 CLEAN = "clean"
 FITTING, CALIBRATION, TEST = "fitting", "calibration", "test"
 CHUNK = 250
+DIGITS = "digits"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +50,9 @@ class Material:
         right: images -> whether the network's label is that of the source image, `(images,)`.
         labels: images -> the network's label, `int64`, `(images,)`.
         attacks: the attacks with successes on the test split, in the store's order.
-        norms: attack -> the norm that it keeps small.
+        norms: attack, of either split -> the norm that it keeps small.
         images: how many test images each attack was given.
+        fooled: with how many of them it fooled the network; no more are looked at than the protocol allows.
         right_clean: share of clean test images that the network gets right.
     """
 
@@ -59,6 +62,7 @@ class Material:
     attacks: Sequence[str]
     norms: Mapping[str, str]
     images: Mapping[str, int]
+    fooled: Mapping[str, int]
     right_clean: float
 
     def of(self, sees: str, key: SetKey) -> Observed | None:
@@ -96,7 +100,8 @@ def gather(
         methods: the detectors, ours among them; those that look at the same share it.
         protocol: how many images.
         seed: of noise and corruptions.
-        foreign: images of another data set; None for scikit-learn's handwritten digits.
+        foreign: images of another data set; None for scikit-learn's handwritten digits, or for none where these are the
+            network's own.
 
     Raises:
         DataError: attacks are unfinished.
@@ -114,8 +119,8 @@ def gather(
             part = slice(start, start + CHUNK)
             images = to_tensor(pile.pixels[part], device_of(network))
             for sees, method in observers.items():
-                if sees != SEES and pile.key.name not in compared:
-                    continue  # other detectors are compared by clean and attacked images
+                if sees != SEES and (pile.key.split == CALIBRATION or pile.key.name not in compared):
+                    continue  # other detectors are compared by clean and attacked images, without a threshold
                 into, limit = gathered[sees].setdefault(pile.key, _Gathered()), limits[sees]
                 wanted = len(images) if limit is None else min(len(images), limit - into.count)
                 if wanted <= 0:
@@ -135,11 +140,14 @@ def gather(
     joined = {key: np.concatenate(parts) for key, parts in right.items()}
     succeeded = [name for name in store.attacks(TEST) if SetKey(TEST, name) in joined]
     parameters = {key.recipe: record.parameters for key, record in store.records().items()}
-    given = {name: sum(r.images for k, r in store.records().items() if (k.split, k.recipe) == (TEST, name))
-             for name in succeeded}  # fmt: skip
+    norms = {name: str(parameters[name]["norm"]) for name in (*store.attacks(FITTING), *store.attacks(TEST))}
+    given, fooled = Counter[str](), Counter[str]()
+    for key, record in store.records().items():
+        if key.split == TEST:
+            given[key.recipe] += record.images
+            fooled[key.recipe] += record.fooled
     return Material(
-        seen, joined, {key: np.concatenate(parts) for key, parts in predicted.items()}, succeeded,
-        {name: str(parameters[name]["norm"]) for name in succeeded}, given,
+        seen, joined, {key: np.concatenate(parts) for key, parts in predicted.items()}, succeeded, norms, given, fooled,
         float(joined[SetKey(TEST, CLEAN)].mean()),
     )  # fmt: skip
 
@@ -168,7 +176,8 @@ def _piles(
         for severity in protocol.severities:
             damaged = corruption(pixels, severity, seeds)
             yield _Pile(SetKey(TEST, f"{name}-{severity}"), corrupted.ids, corrupted.labels, damaged)
-    yield _foreign(foreign, splits.test.spec, protocol.foreign_images)
+    if foreign is not None or splits.test.name != DIGITS:
+        yield _foreign(foreign, splits.test.spec, protocol.foreign_images)
 
 
 def _of_set(key: SetKey, images: ImageSet) -> Iterator[_Pile]:
@@ -209,7 +218,7 @@ def _foreign(foreign: ImageSet | None, spec: ImageSpec, count: int) -> _Pile:
         pixels = foreign.first(count).pixels(slice(None))
     fitted = np.stack([_as_spec(image, spec) for image in pixels])
     nowhere = np.full(len(fitted), -1, np.int64)
-    return _Pile(SetKey("foreign", foreign.name if foreign is not None else "digits"), nowhere, nowhere, fitted)
+    return _Pile(SetKey("foreign", foreign.name if foreign is not None else DIGITS), nowhere, nowhere, fitted)
 
 
 def _as_spec(image: Pixels, spec: ImageSpec) -> Pixels:

@@ -18,11 +18,12 @@ SEES = "path"
 class PathDetector:
     """Features of the path and a classifier on them."""
 
-    sees, images = SEES, None
+    sees = SEES
 
     def __init__(
-        self, network: GatedNet, features: str, classifier: str, classes: int, seed: int = 0, name: str = "paths"
-    ) -> None:
+        self, network: GatedNet, features: str, classifier: str, classes: int, seed: int = 0, name: str = "paths",
+        images: int | None = None,
+    ) -> None:  # fmt: skip
         """A detector to be fitted.
 
         Args:
@@ -32,8 +33,10 @@ class PathDetector:
             classes: of the network.
             seed: of the classifier.
             name: what tables call it.
+            images: it looks at no more than so many images of a kind; None for all.
         """
         self.name = name
+        self.images = images
         self._network = network
         self._features = features
         self._classifier = classifier

@@ -111,8 +111,8 @@ def draw_withstood(file: Path, title: str, found: Sequence[Withstood]) -> None:
             )
             axis.plot(budgets, [row.robust for row in rows], color=INK, linewidth=2.5, marker="o", label=name)
             axis.plot(
-                budgets, [row.without_detector for row in rows], color=INK, linewidth=1.5, linestyle=":", marker="s",
-                label="the network alone, detector off",
+                budgets, [row.without_detector for row in rows if row.without_detector is not None], color=INK,
+                linewidth=1.5, linestyle=":", marker="s", label="the network alone, detector off",
             )  # fmt: skip
         else:
             label = name.removeprefix("adaptive-")

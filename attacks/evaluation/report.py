@@ -54,12 +54,14 @@ def write_evaluation(found: Evaluation, folder: Path) -> list[Path]:
         DataError: the folder cannot be written.
     """
     subject = found.facts["bundle"]
-    pictures = {"roc": folder / "roc.png", "matrix": folder / "matrix.png"}
+    pictures = {"roc": folder / "roc.png"}
     files = [folder / "index.html", folder / "evaluation.json", *(folder / f"{s.name}.csv" for s in found.sheets)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         draw_curves(pictures["roc"], f"{subject}: ROC curves", found.curves, found.norms)
-        draw_matrix(pictures["matrix"], f"{subject}: fitted on one attack, judged by another", found.matrix)
+        if (found.matrix.auroc == found.matrix.auroc).any():
+            pictures["matrix"] = folder / "matrix.png"
+            draw_matrix(pictures["matrix"], f"{subject}: fitted on one attack, judged by another", found.matrix)
         if found.withstood:
             pictures["adaptive"] = folder / "adaptive.png"
             draw_withstood(pictures["adaptive"], f"{subject}: attackers who know the detector", found.withstood)

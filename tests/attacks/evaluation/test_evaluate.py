@@ -5,11 +5,14 @@ from dataclasses import replace
 import pytest
 
 from attacks.evaluation.evaluate import evaluate_bundle
+from attacks.evaluation.material import CALIBRATION, CLEAN, SetKey, gather
+from attacks.evaluation.paths import SEES, PathDetector
 from attacks.evaluation.protocol import PROTOCOLS, protocol_named
 from attacks.evaluation.report import content_of, write_evaluation
 from attacks.recipes import RECIPES
 from attacks.stages import make_attacks, make_detector
 from attacks.store import AttackStore
+from detector.baselines.squeezing import FeatureSqueezing
 from detector.errors import ArtifactError, RequestError
 from tests.conftest import untrained_bundle
 
@@ -53,7 +56,45 @@ def test_the_same_seed_gives_the_same_report_of_one_file(judged, tmp_path):
     assert json.loads((tmp_path / "report" / "evaluation.json").read_text())["facts"]["protocol"] == "tiny"
     for row in first["tables"]["adaptive"]:
         assert 0 <= row["robust accuracy"] <= 1
-        assert row["robust accuracy"] >= row["detector off"] - 1e-9 or row["attack"] != "any of them"
+        together = row["attack"] == "any of them"
+        assert (row["points added"] is not None) == together
+        assert not together or row["robust accuracy"] >= row["detector off"] - 1e-9
+        assert ("steps 3, restarts 1" if row["budget / 255"] == 32 else "steps 10, restarts 1") in row["settings"] or (
+            together
+        )
+
+
+def test_digits_are_not_foreign_to_a_network_of_digits(judged, digits):
+    bundle, few, store = judged
+    network = bundle.network()
+
+    def foreign(images):
+        found = gather(network, few, store, [PathDetector(network, "bits", "logistic-1", 10)], TINY, 0, images)
+        return [key.name for key in found.right if key.split == "foreign"]
+
+    assert foreign(None) == []
+    assert foreign(replace(digits.test, name="strangers")) == ["strangers"]
+
+
+def test_attacks_that_were_not_fitted_on_leave_no_picture_of_the_matrix(judged, tmp_path):
+    found = evaluate_bundle(*judged, replace(TINY, matrix=0), adaptive=False)
+
+    files = write_evaluation(found, tmp_path / "report")
+
+    assert "roc.png" in {file.name for file in files}
+    assert "matrix.png" not in {file.name for file in files}
+
+
+def test_other_detectors_are_not_calibrated_for_nothing(judged):
+    bundle, few, store = judged
+    network = bundle.network()
+    methods = [PathDetector(network, "bits", "logistic-1", 10), FeatureSqueezing(network)]
+
+    found = gather(network, few, store, methods, TINY, 0)
+
+    key = SetKey(CALIBRATION, CLEAN)
+    assert found.of(SEES, key) is not None
+    assert found.of(FeatureSqueezing.sees, key) is None
 
 
 def test_all_other_detectors_stand_beside_ours(judged):
@@ -61,8 +102,10 @@ def test_all_other_detectors_stand_beside_ours(judged):
 
     names = [row["detector"] for row in content["tables"]["baselines"]]
     assert names[0] == "paths"
-    assert len(names) == 9
-    assert {row["detector"] for row in content["tables"]["worst_unseen"]} == set(names)
+    assert names[9:] == ["paths, 3 images of a kind"]
+    counts = {row["detector"]: row["images fitted on"] for row in content["tables"]["baselines"]}
+    assert counts["CDRP"] == counts["paths, 3 images of a kind"] <= 9 < counts["paths"]
+    assert {row["detector"] for row in content["tables"]["worst_unseen"]} == set(names[:9])
     assert "adaptive" not in content["tables"]
 
 

@@ -35,15 +35,16 @@ def column(values, ids=None):
     return observed(np.asarray(values, np.float32)[:, None], ids)
 
 
-def material_of(sets, norms, right=None):
-    """Material of one column, that is the score itself; all labels 0 and right unless told."""
+def material_of(sets, norms, right=None, fooled=None, attacks=None):
+    """Material of one column, that is the score itself; all labels 0 and right unless told; 10 images attacked."""
     keys = {SetKey(*key): part for key, part in sets.items()}
     right = {SetKey(*key): np.asarray(values) for key, values in (right or {}).items()}
     return Material(
         {SEES: keys},
         {key: right.get(key, np.ones(len(part), bool)) for key, part in keys.items()},
         {key: np.zeros(len(part), np.int64) for key, part in keys.items()},
-        list(norms), norms, dict.fromkeys(norms, 10), 1.0,
+        list(norms) if attacks is None else attacks, norms, dict.fromkeys(norms, 10), fooled or dict.fromkeys(norms, 4),
+        1.0,
     )  # fmt: skip
 
 
@@ -72,7 +73,18 @@ def test_the_row_of_an_attack_computed_by_hand():
     assert row["TPR at 5%"] == 0.75
     assert row["TPR at 1%"] == 0.5
     assert row["against noise"] == pytest.approx((2 + 0.5 + 2 + 2) / 8)
-    assert (row["images"], row["given"], row["fitted on"]) == (4, 10, True)
+    assert (row["images"], row["given"], row["fooled"], row["fitted on"]) == (4, 10, 4, True)
+
+
+def test_successes_and_failures_count_by_their_true_share_where_few_of_each_were_looked_at():
+    sets = {**CLEAN_SETS, (FITTING, "pgd"): column([2.0]), (TEST, "pgd"): column([2.0, 2.0]),
+            (TEST, "pgd failed"): column([0.3, 0.3])}  # fmt: skip
+
+    (row,) = judge(sets, {"pgd": "linf"}, ["pgd"], fooled={"pgd": 9}).other_rows_sheet().rows
+
+    assert (row["images"], row["given"], row["failed"]) == (2, 10, 1)
+    assert row["AUROC of failed"] == 0.5
+    assert row["AUROC of all"] == pytest.approx(0.9 * 1 + 0.1 * 0.5)
 
 
 def test_an_image_counts_as_detected_only_where_all_attacks_on_it_are_flagged():
@@ -135,6 +147,91 @@ def test_a_family_and_a_norm_left_out_are_not_fitted_on():
     assert all(0.3 < value < 0.8 for value in of.values())
     assert min(known["pgd"], known["pgd-2"], known["cw"]) > 0.85
     assert worst["attack"]["worst AUROC"] == min(value for (out, _), value in of.items() if out.startswith("attack"))
+
+
+def test_a_norm_is_left_out_with_attacks_that_never_succeeded_on_the_test_split():
+    sets, norms = clouds()
+    sets[FITTING, "fgsm"] = sets[FITTING, "pgd"]  # would give PGD away
+
+    unseen = judge(
+        sets, {**norms, "fgsm": "linf"}, ["pgd", "pgd-2", "cw", "fgsm"], attacks=list(norms)
+    ).unseen_sheet([FirstColumns()])  # fmt: skip
+
+    of_norm = {row["attack"]: row["AUROC"] for row in unseen.rows if row["left out"] == "norm linf"}
+    assert set(of_norm) == {"pgd", "pgd-2"}
+    assert max(of_norm.values()) < 0.8
+
+
+def test_variants_of_an_attack_are_left_out_with_it():
+    sets, norms = clouds()
+    for split in (FITTING, TEST):
+        sets[split, "bim"] = sets[split, "pgd"]
+
+    unseen = judge(sets, {**norms, "bim": "linf"}, ["pgd", "pgd-2", "cw", "bim"]).unseen_sheet([FirstColumns()])
+
+    assert all(row["AUROC"] < 0.8 for row in unseen.rows if row["left out"] == "attack pgd")
+
+
+class OnFew(FirstColumns):
+    """The same, of 100 images of a kind."""
+
+    name, images = "columns of few", 100
+
+
+def test_a_table_of_detectors_says_how_many_images_each_row_rests_on():
+    sets, norms = clouds()
+    found = judge(sets, norms, ["pgd", "cw"])
+    found._protocol = replace(PROTOCOL, costly_images=50)
+
+    every, few = found.method_sheet("baselines", "", [FirstColumns(), OnFew()]).rows
+
+    assert (every["images fitted on"], every["images judged by"]) == (900, 1200)
+    assert (few["images fitted on"], few["images judged by"]) == (150, 200)
+
+
+class Unfit(FirstColumns):
+    """Wants attacked images of which there are none."""
+
+    name = "unfit"
+
+    def fit(self, clean, attacked):
+        return fitted_on(lambda rows: rows, clean, {name: part.at(slice(0)) for name, part in attacked.items()})
+
+
+def test_a_detector_that_too_few_attacks_succeeded_for_has_an_empty_row_and_stops_nothing(caplog):
+    sets, norms = clouds()
+    found = judge(sets, norms, ["pgd", "cw"])
+
+    unfit, fit = found.method_sheet("baselines", "", [Unfit(), FirstColumns()]).rows
+
+    assert unfit["pgd"] is unfit["mean"] is unfit["worst"] is None
+    assert fit["worst"] > 0.5
+    assert "unfit fitted on pgd, cw is left out: expected at least one attack" in caplog.text
+    assert found.unseen_sheet([Unfit()]).rows == []
+    assert np.isnan(found.matrix(Unfit()).auroc).all()
+
+
+def test_few_shots_without_a_success_have_no_row():
+    sets, norms = clouds()
+    for name in norms:
+        sets[FITTING, name] = Observed(sets[FITTING, name].rows, sets[FITTING, name].ids + 5)
+
+    found = judge(sets, norms, ["pgd", "cw"]).shots_sheet(FirstColumns())
+
+    assert [row["images of each class"] for row in found.rows] == ["10", "all"]
+
+
+def test_the_interval_of_false_alarms_is_that_of_the_bundles_own_calibration():
+    sets = {**CLEAN_SETS, (FITTING, "pgd"): column([2.0]), (TEST, "pgd"): column([2.0, 2.0])}
+    found = judge(sets, {"pgd": "linf"}, ["pgd"])
+    few = Calibration(np.arange(1000) / 1000, np.repeat([0, 1], [20, 980]))  # all test images are of class 0
+    found._served = replace(found._served, calibration=few)
+
+    row = found.false_alarm_sheet().rows[0]
+
+    low, high = few.of_class(0).expected_range(0.05, 4)
+    assert row["expected at 5%"] == f"{low:.4f}-{high:.4f}"
+    assert row["expected at 1%"] is None  # 20 images of a class set no such threshold
 
 
 def test_the_matrix_is_high_where_attacks_are_alike():
