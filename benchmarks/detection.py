@@ -4,18 +4,19 @@
                                    [--hardened] [--protocol full] [--quick] [--json FILE]
 
 For each network and seed: train, decouple, attack, fit with features and classifier chosen on the fitting split, and
-evaluate. Every step is kept in the work folder, so that the same command goes on where an earlier one stopped; what is
-evaluated is read again. The network, the attacks and the detector all have the same seed. `--hardened` does the same to
-a copy of each network that was hardened. `--quick` does all of that to
-scikit-learn's digits in a minute: it shows that the steps work, and its figures are held against no bar.
+evaluate. Every step is kept in the work folder, so that the same command goes on where an earlier one stopped; an
+evaluation is read again where it is of the same bundle, attacks and protocol. The network, the attacks and the detector
+all have the same seed. `--hardened` does the same to a copy of each network that was hardened. `--quick` does all of
+that to scikit-learn's digits in a minute: it shows that the steps work, and its figures are held against no bar.
 
 A value is the mean over the seeds of one network, and of the two networks the worse; its interval reaches from the
 smallest lower to the largest upper end of the seeds' 95 % bootstrap intervals.
 """
 
+import hashlib
 import json as jsonlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -161,11 +162,31 @@ def _judged(
     if bundle.manifest.detector is None:
         bundle = make_detector(bundle, splits, store, AUTO if plan.classifier == AUTO else ALL, RATE, seed,
                                plan.classifier)  # fmt: skip
-    content = report / "evaluation.json"
-    if not content.exists():
-        write_evaluation(evaluate_bundle(bundle, splits, store, plan.protocol, seed), report)
-    read = jsonlib.loads(content.read_text())
+    read = evaluated(bundle, splits, store, plan.protocol, seed, report)
     return Judged(network, seed, read["facts"], read["tables"])
+
+
+def evaluated(
+    bundle: Bundle, splits: Splits, store: AttackStore, protocol: Protocol, seed: int, folder: Path
+) -> Mapping[str, Any]:
+    """What `folder` holds, evaluated anew unless it is of this bundle, these attacks and this protocol."""
+    content, origin = folder / "evaluation.json", folder / "made_of.json"
+    made_of = jsonlib.dumps(_made_of(bundle, store, protocol), indent=1)
+    if not content.exists() or not origin.exists() or origin.read_text() != made_of:
+        origin.unlink(missing_ok=True)
+        write_evaluation(evaluate_bundle(bundle, splits, store, protocol, seed), folder)
+        origin.write_text(made_of)
+    read: Mapping[str, Any] = jsonlib.loads(content.read_text())
+    return read
+
+
+def _made_of(bundle: Bundle, store: AttackStore, protocol: Protocol) -> dict[str, object]:
+    """What an evaluation depends on: digests of bundle, threshold and attacks, and the protocol."""
+    shards = sorted(record.sha256 for record in store.records().values())
+    return {
+        "bundle": bundle.model_digest, "threshold": bundle.threshold_digest, "protocol": asdict(protocol),
+        "attacks": hashlib.sha256("".join(shards).encode()).hexdigest(),
+    }  # fmt: skip
 
 
 def bars(judged: Sequence[Judged], hardened: Sequence[Judged]) -> list[Row]:
@@ -316,43 +337,63 @@ def _corrupted(severity: int) -> Callable[[Tables], float | None]:
 
 
 def _columns_behind(tables: Tables) -> float | None:
-    """Attacks on which the best baseline lies above the upper end of our interval."""
-    highs = {row["attack"]: row["high"] for row in tables["attacks"]}
-    others = [row for row in tables["baselines"] if row["detector"] != "paths"]
+    """Attacks on which the best baseline lies above the upper end of our interval.
+
+    A baseline is held against our detector fitted on and judged by the same images; its interval is taken to be as wide
+    as that of the served one, which rests on at least as many images.
+    """
+    margins = {row["attack"]: row["high"] - row["AUROC"] for row in tables["attacks"]}
+    counts = ("images fitted on", "images judged by")
+    rows = tables["baselines"]
+    ours = {tuple(row[c] for c in counts): row for row in rows if row["detector"].startswith("paths")}
+    others = [row for row in rows if not row["detector"].startswith("paths")]
     if not others:
         return None
-    return float(sum(any((row.get(attack) or 0) > high for row in others) for attack, high in highs.items()))
+
+    def ahead(row: Mapping[str, Any], attack: str) -> bool:
+        own = ours[tuple(row[c] for c in counts)][attack]
+        return row[attack] is not None and own is not None and row[attack] > own + margins[attack]
+
+    return float(sum(any(ahead(row, attack) for row in others) for attack in margins))
 
 
 def _print_tables(network: str, seeds: Sequence[Judged]) -> None:
     numbers = ", ".join(str(one.seed) for one in seeds)
     title = f"{network}, seeds {numbers}, {seeds[0].facts['data']}; {machine()}"
     rows = []
-    for first in seeds[0].tables["attacks"]:
-        same = [row for one in seeds for row in one.tables["attacks"] if row["attack"] == first["attack"]]
+    for attack, same in _rows_by(seeds, "attacks", "attack").items():
         rows.append({
-            "attack": first["attack"], "images": sum(row["images"] for row in same),
+            "attack": attack[0], "images": sum(row["images"] for row in same),
             "AUROC": float(np.mean([row["AUROC"] for row in same])),
             "95 %": f"{min(row['low'] for row in same):.4f}-{max(row['high'] for row in same):.4f}",
             "TPR at 5 %": float(np.mean([row["TPR at 5%"] for row in same])),
             "TPR at 1 %": float(np.mean([row["TPR at 1%"] for row in same])),
         })  # fmt: skip
     show(title, rows)
-    for table, column in (("features", "detector"), ("baselines", "detector")):
-        show(f"{network}: {table}, AUROC", [dict(row) for row in _averaged(seeds, table, column)])
-    show(f"{network}: worst unseen", [dict(row) for row in seeds[0].tables["worst_unseen"]])
+    for table in ("features", "baselines"):
+        show(f"{network}: {table}, AUROC", averaged(seeds, table, "detector"))
+    show(f"{network}: worst unseen", averaged(seeds, "worst_unseen", "detector", "left out"))
 
 
-def _averaged(seeds: Sequence[Judged], table: str, key: str) -> list[dict[str, object]]:
+def _rows_by(seeds: Sequence[Judged], table: str, *keys: str) -> dict[tuple[object, ...], list[Mapping[str, Any]]]:
+    """The rows of all seeds, by what stands in the columns `keys`."""
+    found: dict[tuple[object, ...], list[Mapping[str, Any]]] = {}
+    for row in (row for one in seeds for row in one.tables[table]):
+        found.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return found
+
+
+def averaged(seeds: Sequence[Judged], table: str, *keys: str) -> list[dict[str, object]]:
+    """One row for each of `keys` in any seed: the mean of numbers, and all words that stood there."""
+    columns = dict.fromkeys(column for one in seeds for row in one.tables[table] for column in row)
     rows = []
-    for first in seeds[0].tables[table]:
-        same = [row for one in seeds for row in one.tables[table] if row[key] == first[key]]
-        averaged: dict[str, object] = {key: first[key]}
-        for column in first:
-            values = [row[column] for row in same if isinstance(row.get(column), float)]
-            if column != key:
-                averaged[column] = float(np.mean(values)) if values else None
-        rows.append(averaged)
+    for same in _rows_by(seeds, table, *keys).values():
+        mean: dict[str, object] = {}
+        for column in columns:
+            values = [row[column] for row in same if row.get(column) is not None]
+            words = [value for value in values if isinstance(value, str)]
+            mean[column] = ", ".join(dict.fromkeys(words)) if words else float(np.mean(values)) if values else None
+        rows.append(mean)
     return rows
 
 
