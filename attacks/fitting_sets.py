@@ -37,7 +37,7 @@ FITTING_SETS: Mapping[str, Callable[[Mapping[str, object]], bool]] = {
 
 
 def fitting_recipes(store: AttackStore, text: str) -> list[str]:
-    """The recipes of the store that `text` names: a set of `FITTING_SETS`, or recipes by commas.
+    """The recipes of the store that `text` names: a set of `FITTING_SETS`, or recipes by commas, taken as they are.
 
     Raises:
         RequestError: a recipe is not in the store, or the set is empty.
@@ -47,7 +47,7 @@ def fitting_recipes(store: AttackStore, text: str) -> list[str]:
         parameters = {key.recipe: record.parameters for key, record in store.records().items()}
         found = [recipe for recipe in stored if FITTING_SETS[text](parameters[recipe])]
     else:
-        found = text.split(",")
+        found = [name.strip() for name in text.split(",")]
     missing = [recipe for recipe in found if recipe not in stored]
     if missing or not found:
         raise RequestError(

@@ -1,10 +1,8 @@
 """The later stages of a bundle: attacked images, a detector fitted on their paths, and its figures."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-
-import numpy as np
 
 from attacks.adaptive.defence import defence_of
 from attacks.campaign import Campaign, run_attacks
@@ -15,17 +13,16 @@ from attacks.report import AttackFigures, attack_figures
 from attacks.store import AttackStore, Origin
 from detector.batches import best_device
 from detector.bundle import Bundle, DetectorInfo, add_detector
-from detector.datasets import Indices, Splits
-from detector.errors import ArtifactError, DataError
+from detector.datasets import Splits
+from detector.errors import ArtifactError
 from detector.model_card import write_card
 from detector.network.decouple import GatedNet
 from detector.network.folding import fold_normalisation
-from detector.paths.encoder import Evidence, encode_set
+from detector.paths.encoder import encode_set
 from detector.paths.features import ALL, FEATURES, kinds_named
 from detector.scoring.choice import ALL_CLASSIFIERS, ALL_KINDS, Candidate, Sample, choose
-from detector.scoring.evaluation import DetectionFigures, FalseAlarmFigures, detection_figures, false_alarm_figures
-from detector.scoring.fitting import CLASSIFIER, FittedDetector, fit_detector
-from detector.scoring.thresholds import Scores
+from detector.scoring.evaluation import auroc
+from detector.scoring.fitting import CLASSIFIER, fit_detector
 from detector.stages import check_fits
 from detector.workers import IN_PROCESS, Workers
 
@@ -33,23 +30,6 @@ ATTACKED_SPLITS = ("fitting", "test")
 AUTO = "auto"
 # Of clean images and of each attack: all of CIFAR-10's fitting split, and a bound on memory for larger sets.
 FITTED_IMAGES = 4000
-
-
-@dataclass(frozen=True, slots=True)
-class FeatureFigures:
-    """A detector on one kind of features, against each attack.
-
-    Attributes:
-        features: which columns it reads.
-        detections: one row per attack.
-        false_alarms: on the clean test images.
-        false_alarms_when_wrong: on those of them whose label the network gets wrong; None where it gets all right.
-    """
-
-    features: str
-    detections: Sequence[DetectionFigures]
-    false_alarms: FalseAlarmFigures
-    false_alarms_when_wrong: FalseAlarmFigures | None
 
 
 def make_attacks(
@@ -84,7 +64,7 @@ def make_attacks(
     origin = Origin(bundle.network_digest, splits.train.name, seed, shard_images)
     watcher, detector = None, None
     if any(recipe.knows_detector for recipe in recipes):
-        watcher, detector = defence_of(bundle, network, splits.validation), bundle.threshold_digest
+        watcher, detector = defence_of(bundle, network, splits.validation, seed=seed), bundle.threshold_digest
     # Workers need not be where this process is.
     with AttackStore.writing(folder.resolve(), origin) as store:
         backbone = bundle.backbone().to(workers.device)
@@ -149,31 +129,35 @@ def make_detector(
     return grown
 
 
-def judge_each_feature(
-    bundle: Bundle, splits: Splits, fit_on: AttackStore, judge_by: AttackStore, rate: float, seed: int
-) -> list[FeatureFigures]:
-    """Figures on the test split of a fresh detector on each kind of features alone: what the path adds is visible.
+def auroc_by_features(
+    bundle: Bundle, splits: Splits, fit_on: AttackStore, judge_by: AttackStore, seed: int
+) -> dict[str, dict[str, float]]:
+    """Features -> attack -> AUROC on the test split of a fresh classifier on each kind of features alone, and on all.
 
     Args:
         bundle: with a decoupled network.
         splits: the data.
         fit_on: attacks on the fitting split.
         judge_by: attacks on the test split; may be the same store.
-        rate: share of false alarms allowed, in (0, 1).
-        seed: of classifiers and bootstrap.
+        seed: of the classifiers.
 
     Raises:
         ArtifactError: the attacks are on another network.
-        DataError: the data does not fit, or no attack succeeded.
-        RequestError: there is no threshold for the rate.
+        DataError: the data does not fit, attacks are unfinished, or none succeeded to fit on.
     """
     network = _network_for(bundle, splits, fit_on)
     _check_attacks(bundle, judge_by)
+    judge_by.check_finished("test")
     clean, samples = fitting_samples(network, splits, fit_on)
     attacked = {name: sample.evidence for name, sample in samples.items()}
-    calibration = list(encode_set(network, splits.calibration))
-    fitted = {name: fit_detector(name, clean.evidence, attacked, calibration, rate, seed) for name in (*FEATURES, ALL)}
-    return _figures(network, splits, judge_by, fitted, rate, seed)
+    calibration, test = (list(encode_set(network, part)) for part in (splits.calibration, splits.test))
+    seen = {name: list(fooling_evidence(network, judge_by, "test", name)) for name in judge_by.attacks("test")}
+    found: dict[str, dict[str, float]] = {}
+    for kind in (*FEATURES, ALL):
+        fitted = fit_detector(kind, clean.evidence, attacked, calibration, seed=seed)
+        usual = fitted.scores(test)
+        found[kind] = {name: auroc(usual, fitted.scores(parts)) for name, parts in seen.items() if parts}
+    return found
 
 
 def fitting_samples(
@@ -199,49 +183,6 @@ def fitting_samples(
         for recipe in fitting_recipes(store, fit_on)
     }
     return clean, {recipe: sample for recipe, sample in found.items() if sample is not None}
-
-
-def _figures(
-    network: GatedNet, splits: Splits, store: AttackStore, named: Mapping[str, FittedDetector], rate: float, seed: int
-) -> list[FeatureFigures]:
-    """Each detector's figures; images pass the network once, and only their scores are kept."""
-    store.check_finished("test")
-    fitted = list(named.values())
-    seen = list(_labels_and_scores(fitted, encode_set(network, splits.test)))
-    labels = np.concatenate([part for part, _ in seen])
-    clean = [np.concatenate([scores[place] for _, scores in seen]) for place in range(len(fitted))]
-    wrong = labels != splits.test.labels
-    attacked = {
-        recipe: [scores for _, scores in _labels_and_scores(fitted, fooling_evidence(network, store, "test", recipe))]
-        for recipe in store.attacks("test")
-    }
-    succeeded = {
-        recipe: [np.concatenate([scores[place] for scores in parts]) for place in range(len(fitted))]
-        for recipe, parts in attacked.items()
-        if parts
-    }
-    if not succeeded:
-        raise DataError("expected at least one attack that fooled the network on the test split, got none to judge by")
-    return [
-        FeatureFigures(
-            name,
-            [
-                detection_figures(recipe, clean[place], scores[place], detector.calibration, rate, seed)
-                for recipe, scores in succeeded.items()
-            ],
-            false_alarm_figures(clean[place], detector.calibration, rate),
-            false_alarm_figures(clean[place][wrong], detector.calibration, rate) if wrong.any() else None,
-        )
-        for place, (name, detector) in enumerate(named.items())
-    ]
-
-
-def _labels_and_scores(
-    fitted: Sequence[FittedDetector], parts: Iterable[Evidence]
-) -> Iterator[tuple[Indices, list[Scores]]]:
-    """The predicted labels of each part, and each detector's scores."""
-    for part in parts:
-        yield part.class_logits.argmax(axis=1), [detector.scores([part]) for detector in fitted]
 
 
 def _network_for(bundle: Bundle, splits: Splits, store: AttackStore | None = None) -> GatedNet:

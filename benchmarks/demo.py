@@ -21,7 +21,7 @@ import typer
 from rich.console import Console
 
 from attacks.recipes import RECIPES
-from attacks.stages import FeatureFigures, judge_each_feature, make_attacks, make_detector
+from attacks.stages import auroc_by_features, make_attacks, make_detector
 from attacks.store import AttackStore
 from benchmarks.report import Row, print_rows, write_rows
 from benchmarks.server import server_process
@@ -135,12 +135,10 @@ def main(
     ]
     title = f"over gRPC: {len(clean)} clean and {crafted[0].images} attacked test images, unseen by all training"
     show(f"{title};\nflagged where at most {RATE:.0%} of clean images would be", served)
-    judged = judge_each_feature(bundle, splits, store, fresh, RATE, seed)
-    by_feature = [
-        {"features": figures.features, **{row.attack: row.auroc for row in figures.detections}} for figures in judged
-    ]
-    show("AUROC by what the classifier reads, same images", by_feature)
-    rows = _rows(figures, judged[0], alarms, (time.perf_counter() - began) / 60, quick)
+    judged = auroc_by_features(bundle, splits, store, fresh, seed)
+    by_features = [{"features": features, **of_attacks} for features, of_attacks in judged.items()]
+    show("AUROC by what the classifier reads, same images", by_features)
+    rows = _rows(figures, judged["bits"], alarms, (time.perf_counter() - began) / 60, quick)
     print_rows(f"{data}, {size.network}, seed {seed}, {len(splits.train)} training images", rows)
     print(f"picture of two paths: {picture}")
     if json is not None:
@@ -208,17 +206,16 @@ def _columns(figures: DetectionFigures) -> dict[str, object]:
 
 
 def _rows(
-    figures: DecoupledFigures, bits: FeatureFigures, alarms: FalseAlarmFigures, minutes: float, quick: bool
+    figures: DecoupledFigures, bits: Mapping[str, float], alarms: FalseAlarmFigures, minutes: float, quick: bool
 ) -> list[Row]:
-    measured = {row.attack: row.auroc for row in bits.detections}
     lost = 100 * (figures.backbone_accuracy - figures.gates.accuracy)
 
     def full(value: float) -> float | None:
         return None if quick else value
 
     return [
-        Row(figure="FGSM 8/255, AUROC on path bits alone", value=full(measured["fgsm"]), bar=0.90, at_most=False),
-        Row(figure="PGD 8/255, AUROC on path bits alone", value=full(measured["pgd"]), bar=0.90, at_most=False),
+        Row(figure="FGSM 8/255, AUROC on path bits alone", value=full(bits["fgsm"]), bar=0.90, at_most=False),
+        Row(figure="PGD 8/255, AUROC on path bits alone", value=full(bits["pgd"]), bar=0.90, at_most=False),
         Row(figure="accuracy below the backbone, points", value=full(lost), bar=3.0),
         Row(
             figure="false alarms at 5 %, at least",

@@ -40,18 +40,9 @@ class Evidence:
         return Evidence(self.class_logits[chosen], self.gate_logits[chosen], PathEncoding(bits, self.path.layers))
 
     @classmethod
-    def stacked(cls, parts: Iterable["Evidence"], at_most: int | None = None) -> "Evidence | None":
-        """The evidence of the images of `parts`, in order; None where there are none.
-
-        Args:
-            parts: read one by one.
-            at_most: about where to stop: no further part is read once this many images are there.
-        """
-        kept: list[Evidence] = []
-        for part in parts:
-            kept.append(part)
-            if at_most is not None and sum(map(len, kept)) >= at_most:
-                break
+    def stacked(cls, parts: Iterable["Evidence"]) -> "Evidence | None":
+        """The evidence of the images of `parts`, in order; None where there are none."""
+        kept = list(parts)
         if not kept:
             return None
         return cls(

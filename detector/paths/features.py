@@ -187,10 +187,6 @@ class PathFeatures(TransformerMixin, BaseEstimator):
         """The columns of `evidence`, `float32`, `(images, columns)`: what `transform` gives, without its checks."""
         return self.side_by_side(evidence.class_logits, evidence.gate_logits)
 
-    def of_all(self, parts: Iterable[Evidence]) -> Floats:
-        """The columns of all `parts`, one below the other; parts are read one by one."""
-        return np.concatenate([np.empty((0, len(self.columns())), np.float32), *(self.of(part) for part in parts)])
-
     def side_by_side(self, class_logits: Floats, gate_logits: Floats) -> Floats:
         """The columns for class logits `(images, classes)` and gate logits `(images, total channels)`."""
         check_is_fitted(self, "learnt_")

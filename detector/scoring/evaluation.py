@@ -52,11 +52,6 @@ class FalseAlarmFigures:
     low: float
     high: float
 
-    @property
-    def as_expected(self) -> bool:
-        """Whether the realised rate lies inside its interval."""
-        return self.low <= self.realised <= self.high
-
 
 def detection_figures(
     attack: str, clean: Scores, attacked: Scores, calibration: Calibration, rate: float, seed: int = 0

@@ -33,6 +33,6 @@ def test_weak_attacks_are_small_or_minimum_norm_and_only_usual_ones_are_fitted_o
 
 
 def test_recipes_by_name_are_taken_as_they_are(store):
-    assert fitting_recipes(store, "pgd-frozen,fgsm") == ["pgd-frozen", "fgsm"]
+    assert fitting_recipes(store, "pgd-frozen, fgsm") == ["pgd-frozen", "fgsm"]
     with pytest.raises(RequestError, match="expected weak, strong, all or some of the attacks fgsm, .*; got 'cw'"):
         fitting_recipes(store, "cw")

@@ -26,16 +26,6 @@ def test_an_image_has_the_same_evidence_alone_and_in_a_batch(network, digits):
     assert np.array_equal(together.path.bits[sure], alone.path.bits[sure])
 
 
-def test_no_more_parts_are_read_than_are_asked_for(network, digits):
-    parts = encode_set(network, digits.test.first(30), batch=10)
-
-    some = Evidence.stacked(parts, at_most=11)
-
-    assert len(some) == 20
-    assert len(next(parts)) == 10
-    assert Evidence.stacked([]) is None
-
-
 def test_path_bits_say_where_a_gate_logit_is_above_zero(network):
     evidence = encode(network, torch.rand(3, 1, 8, 8))
 
