@@ -45,7 +45,7 @@ class Worker:
     def start(self, work, done):
         assert self.held is None, "two batches at once"
         self.held = work, done
-        self.machine.check_start(work.args[0])
+        self.machine.check_start(work.args[0].items)
 
     def close(self):
         pass
@@ -131,14 +131,14 @@ class Batching(RuleBasedStateMachine):
         work, done = self.worker.held
         self.worker.held = None
         self.seconds = (1 - NEWEST_WEIGHT) * self.seconds + NEWEST_WEIGHT * (self.now - self.started)
-        self.done = (1 - NEWEST_WEIGHT) * self.done + NEWEST_WEIGHT * len(work.args[0])
+        self.done = (1 - NEWEST_WEIGHT) * self.done + NEWEST_WEIGHT * len(work.args[0].items)
         self.loop.call_soon(done, work())
 
     @precondition(lambda self: self.worker.held is not None)
     @rule(which=st.integers(0, 8))
     def a_caller_whose_items_run_leaves(self, which):
         work, _ = self.worker.held
-        numbers = sorted({number for number, _, _ in work.args[0]})
+        numbers = sorted({number for number, _, _ in work.args[0].items})
         self.cancel(self.known[numbers[which % len(numbers)]])
 
     @precondition(lambda self: self.worker.held is not None)
