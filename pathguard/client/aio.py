@@ -135,6 +135,7 @@ class AsyncClient:
             except TimeoutError:
                 raise TimedOutError(f"no answer from {self.target} within {timeout_seconds:g} s") from None
             except grpc.RpcError as error:
+                sender.stop()  # gRPC's task may still ask, and would send into the lost call
                 pause = feed.again() if await call.code() is grpc.StatusCode.UNAVAILABLE else None
                 if pause is None:
                     raise error_of(error, self.target, timeout_seconds) from None
@@ -173,13 +174,21 @@ class _Sender:
         self.error: ClientError | None = None
         self.changed = asyncio.Event()
         self._feed = feed
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Gives nothing more."""
+        self._stopped = True
+        self.changed.set()
 
     async def messages(self) -> AsyncIterator[pb.DetectStreamRequest]:
         """What is to be sent."""
         while True:
-            while self._feed.waiting >= MESSAGES_UNDER_WAY:
+            while self._feed.waiting >= MESSAGES_UNDER_WAY and not self._stopped:
                 self.changed.clear()
                 await self.changed.wait()
+            if self._stopped:
+                return
             try:
                 message = self._feed.take()
             except ClientError as error:

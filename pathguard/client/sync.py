@@ -167,6 +167,7 @@ class Client:
             try:
                 yield from _answers(call, sender, timeout_seconds, self.target)
             except grpc.RpcError as error:
+                sender.stop()  # gRPC's thread may still ask, and would send into the lost call
                 pause = feed.again() if call.code() is grpc.StatusCode.UNAVAILABLE else None
                 if pause is None:
                     raise error_of(error, self.target, timeout_seconds) from None

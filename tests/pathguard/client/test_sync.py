@@ -297,6 +297,48 @@ def test_a_stream_goes_on_where_it_was_when_its_server_is_restarted():
     assert [answers[position] for position in range(3000)] == values
 
 
+def test_a_lost_call_that_still_asks_for_messages_gets_none(monkeypatch):
+    class Lost(grpc.RpcError):
+        pass
+
+    class LostCall:
+        def __next__(self):
+            raise Lost
+
+        def code(self):
+            return grpc.StatusCode.UNAVAILABLE
+
+        def cancel(self):
+            pass
+
+    class AnsweringCall:
+        def __init__(self, sender):
+            self.sender = sender
+
+        def __next__(self):
+            results = [pb.ImageResult(id=image.id, score=1.0) for image in next(self.sender).request.images]
+            return pb.DetectStreamResponse(response=pb.DetectResponse(results=results))
+
+        def cancel(self):
+            pass
+
+    senders, late = [], []
+
+    def stream(sender, **_):
+        senders.append(sender)
+        if len(senders) > 1:
+            return AnsweringCall(sender)
+        next(sender)
+        return LostCall()
+
+    monkeypatch.setattr("pathguard.client.sync.time.sleep", lambda _: late.append(next(senders[0], None)))
+    with Client("127.0.0.1:1") as client:
+        monkeypatch.setattr(client._stub, "DetectStream", stream)
+        answers = list(client.detect_stream(image_of(value) for value in values_of(100)))
+    assert late == [None]
+    assert [position for position, _ in answers] == list(range(100))
+
+
 def test_a_token_goes_with_every_call_and_not_to_other_machines_in_the_clear():
     seen = []
 
