@@ -1,5 +1,6 @@
 """Progress of long steps on the terminal: how far, how fast, how long still."""
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -30,18 +31,21 @@ def _bar(title: str) -> Iterator[Callable[[int, int, str], None]]:
     console = Console(stderr=True)  # on standard error, so that --json and tables can be piped
     with Progress(*columns, console=console, refresh_per_second=2, disable=not console.is_terminal) as progress:
         task = progress.add_task(title, total=None, status="")
-        began, first, told = time.monotonic(), -1, 0
+        began, first, told = 0.0, -1, 0
 
         def update(done: int, total: int, status: str) -> None:
-            nonlocal first, told
+            nonlocal began, first, told
             progress.update(task, completed=done, total=total, status=status)
-            first = done if first < 0 else first
+            if first < 0:
+                began, first = time.monotonic(), done
             tenth = 10 * done // max(total, 1)
             if console.is_terminal or tenth <= told:
                 return
             told = tenth  # a log has no bar that moves: a line for every tenth
-            left = (time.monotonic() - began) / max(done - first, 1) * (total - done)
-            print(f"{title} {done}/{total}, {left:.0f} s left, {status}", file=sys.stderr, flush=True)
+            told_of = [f"{title} {done}/{total}", status]
+            if done > first:  # a resumed run's first report is of work that took no time of this one
+                told_of.insert(1, f"{(time.monotonic() - began) / (done - first) * (total - done):.0f} s left")
+            print(", ".join(filter(None, told_of)), file=sys.stderr, flush=True)
 
         yield update
 
@@ -52,8 +56,9 @@ def training_bar(title: str) -> Iterator[Callable[["TrainingProgress"], None]]:
     with _bar(title) as update:
 
         def listen(state: "TrainingProgress") -> None:
-            figures = "".join(f" {_SHORT.get(name, name)} {value:.3f}" for name, value in state.figures.items())
-            update(state.step, state.steps, f"loss {state.loss:.2f}{figures}")
+            figures = [f"{_SHORT.get(name, name)} {value:.3f}" for name, value in state.figures.items()]
+            loss = [] if math.isnan(state.loss) else [f"loss {state.loss:.2f}"]
+            update(state.step, state.steps, " ".join((*loss, *figures)))
 
         yield listen
 
