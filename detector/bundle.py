@@ -412,7 +412,8 @@ def add_detector(
         ArtifactError: the classifier holds types that could not be loaded again.
     """
     parts = {part: digest for part, digest in bundle.manifest.parts.items() if part != LEARNT}
-    manifest = replace(bundle.manifest, detector=info, parts=parts)
+    before = {stage: made for stage, made in bundle.manifest.training.items() if stage != CALIBRATION}
+    manifest = replace(bundle.manifest, detector=info, parts=parts, training=before)
     contents = {CLASSIFIER: save_estimator(classifier), CALIBRATION: _scores(calibration)}
     if learnt:
         contents[LEARNT] = safetensors.numpy.save({name: np.ascontiguousarray(part) for name, part in learnt.items()})
@@ -482,7 +483,7 @@ def recalibrate(
         raise ArtifactError(f"{bundle.folder}: {error}") from None
     manifest = replace(bundle.manifest, detector=info)
     contents = {CALIBRATION: _scores(calibration)}
-    return _grow(bundle.folder, manifest, "calibration", training, contents, bundle.trusted)
+    return _grow(bundle.folder, manifest, CALIBRATION, training, contents, bundle.trusted)
 
 
 def _grow(

@@ -87,6 +87,7 @@ for verb in (
     attacks.report,
     encodings.encode,
     detector.fit,
+    detector.calibrate,
     detector.evaluate,
     interpretation.interpret,
     interpretation.explain,

@@ -1,7 +1,8 @@
-"""`pathguard fit` and `pathguard evaluate`: a detector on paths, and its figures."""
+"""`pathguard fit`, `calibrate` and `evaluate`: a detector on paths, its threshold, and its figures."""
 
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,12 +18,14 @@ from pathguard.commands.options import (
     Ray,
     Seed,
     Trust,
+    image_files,
     splits_of,
     workers_of,
 )
-from pathguard.tables import show
+from pathguard.tables import row_of, show
 
 if TYPE_CHECKING:
+    from detector.images import ImageSpec, Pixels
     from detector.scoring.choice import Candidate
 
 log = logging.getLogger(__name__)
@@ -78,6 +81,50 @@ def fit(
     made = grown.manifest.training["detector"]
     facts = {"features": grown.detector_info().features, **made}
     show(f"detector in {bundle}", [{key: str(value) for key, value in facts.items() if key != "candidates"}], json_)
+
+
+def calibrate(
+    images: Annotated[list[Path], typer.Argument(help="Clean images that nothing was fitted on, and folders of them.")],
+    bundle: BundleDir,
+    max_false_alarm_rate: Annotated[
+        float | None, typer.Option(help="Share of clean images that may be flagged, in (0, 1); else as before.")
+    ] = None,
+    per_class: Annotated[
+        bool | None, typer.Option(help="Hold the rate for each predicted class by itself; else as before.")
+    ] = None,
+    trust: Trust = None,
+    json_: Json = False,
+) -> None:
+    """Set the detector's threshold anew by clean images of yours; network and classifier stay.
+
+    The promised rate of false alarms holds for images like those that it was calibrated on: where yours come from
+    another camera than the training images, calibrate on some of yours. A running server takes the new threshold over.
+    """
+    from detector.bundle import Bundle
+    from detector.scoring.recalibration import recalibrated
+
+    opened = Bundle(bundle, trust)
+    files = list(image_files(images))
+    batches = _decoded(files, opened.manifest.network.spec)
+    _, figures = recalibrated(opened, batches, max_false_alarm_rate, per_class)
+    show(f"detector in {bundle}, calibrated on {len(files)} images", [row_of(figures)], json_)
+
+
+def _decoded(files: list[Path], spec: "ImageSpec") -> Iterator["Pixels"]:
+    """The images, in batches; none is passed over, since the worst ones are those that may not be missing."""
+    import numpy as np
+
+    from detector.errors import DataError, ImageError
+    from detector.images import decode
+
+    for first in range(0, len(files), 256):
+        pixels = []
+        for file in files[first : first + 256]:
+            try:
+                pixels.append(decode(file.read_bytes(), spec).pixels)
+            except (ImageError, OSError) as error:
+                raise DataError(f"{file}: {error}") from None
+        yield np.stack(pixels)
 
 
 def evaluate(

@@ -49,7 +49,7 @@ def test_the_version_and_every_command_with_its_defaults_are_told(run):
     assert run("--version")[1].strip() == __version__
     code, out, _ = run("--help")
     assert code == 0
-    verbs = "train decouple attack report fit evaluate serve upgrade detect bench health"
+    verbs = "train decouple attack report fit calibrate evaluate serve upgrade detect bench health"
     for verb in verbs.split():
         assert verb in out
     assert "[default: 40]" in run("train", "--help")[1]
