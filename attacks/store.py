@@ -23,7 +23,7 @@ from safetensors.numpy import load_file, save
 from attacks.craft import Crafted
 from detector.errors import ArtifactError, DataError
 from detector.files import sha256_of, write_whole
-from detector.shard_log import ShardLog, sole_writer
+from detector.shard_log import ShardLog, check_origin, read_origin, sole_writer, write_origin
 
 SCHEMA = 2
 
@@ -104,15 +104,7 @@ class AttackStore:
             DataError: there is no store in `folder`.
             ArtifactError: its manifest is damaged or of another schema.
         """
-        manifest = folder / "manifest.json"
-        if not manifest.is_file():
-            raise DataError(f"expected attacked images in {folder}, got no manifest.json; `pathguard attack` makes one")
-        try:
-            self.origin = Origin(**json.loads(manifest.read_text()))
-        except (ValueError, TypeError) as error:
-            raise ArtifactError(f"expected a manifest of attacked images in {manifest}, got {error}") from None
-        if self.origin.schema != SCHEMA:
-            raise ArtifactError(f"expected attacked images of schema {SCHEMA}, got schema {self.origin.schema}")
+        self.origin = read_origin(folder, Origin, SCHEMA, "attacked images", "pathguard attack")
         self.folder = folder
         self._log = ShardLog(folder / "shards.jsonl")
 
@@ -126,13 +118,9 @@ class AttackStore:
             DataError: another process writes to it, or the folder cannot be written.
         """
         with sole_writer(folder):
-            if not (folder / "manifest.json").exists():
-                _write(folder / "manifest.json", asdict(origin))
+            write_origin(folder, asdict(origin))
             store = cls(folder)
-            for name, wanted in asdict(origin).items():
-                found = getattr(store.origin, name)
-                if found != wanted:
-                    raise ArtifactError(f"expected attacks of {name} {wanted}, got {folder} with {name} {found}")
+            check_origin(folder, asdict(store.origin), asdict(origin), "attacks")
             store._log.drop_torn_line()
             yield store
 

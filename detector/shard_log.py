@@ -1,15 +1,17 @@
-"""A folder of shards: one process at a time adds to it, and a log alone says which shards are done."""
+"""A folder of shards: one origin for all, one process at a time adds to it, and a log alone says which are done."""
 
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from detector.errors import ArtifactError, DataError
 from detector.files import write_whole
+
+MANIFEST = "manifest.json"
 
 
 @contextmanager
@@ -30,6 +32,61 @@ def sole_writer(folder: Path) -> Iterator[None]:
         except OSError:
             raise DataError(f"expected to be the only writer of {folder}, got another process at work there") from None
         yield
+
+
+Origin = TypeVar("Origin")
+
+
+def read_origin(folder: Path, kind: Callable[..., Origin], schema: int, what: str, command: str) -> Origin:
+    """What the manifest of `folder` says that its shards have in common.
+
+    Args:
+        folder: of the shards.
+        kind: makes of its values what is wanted.
+        schema: the version that can be read.
+        what: the shards are, for messages.
+        command: which makes them, for messages.
+
+    Raises:
+        DataError: there is no manifest.
+        ArtifactError: it is damaged or of another schema.
+    """
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        raise DataError(f"expected {what} in {folder}, got no {MANIFEST}; `{command}` makes them")
+    try:
+        content = json.loads(manifest.read_text())
+        origin = kind(**content)
+    except (ValueError, TypeError) as error:
+        raise ArtifactError(f"expected a manifest of {what} in {manifest}, got {error}") from None
+    if content.get("schema") != schema:
+        raise ArtifactError(f"expected {what} of schema {schema}, got schema {content.get('schema')}")
+    return origin
+
+
+def write_origin(folder: Path, origin: Mapping[str, object]) -> None:
+    """The manifest of a new folder, with `schema` among its values; an old one's stays.
+
+    Raises:
+        DataError: the disk is full or cannot be written.
+    """
+    if (folder / MANIFEST).exists():
+        return
+    try:
+        write_whole(folder / MANIFEST, json.dumps(origin, indent=2).encode())
+    except OSError as error:
+        raise DataError(f"expected to write {folder / MANIFEST}, got: {error.strerror}") from None
+
+
+def check_origin(folder: Path, found: Mapping[str, object], wanted: Mapping[str, object], what: str) -> None:
+    """Refuse to mix shards of two origins.
+
+    Raises:
+        ArtifactError: the folder is of another origin, told by the first thing that differs.
+    """
+    for name, value in wanted.items():
+        if found[name] != value:
+            raise ArtifactError(f"expected {what} of {name} {value}, got {folder} with {name} {found[name]}")
 
 
 class ShardLog:

@@ -5,7 +5,6 @@ DIR/shards.jsonl     one line per finished shard, appended after the shard itsel
 DIR/00000-1000.safetensors ...    shard and number of images: ids, labels, predicted, paths (packed bits)
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from detector.files import sha256_of, write_whole
 from detector.network.decouple import GatedNet
 from detector.paths.encoder import encode
 from detector.paths.path_encoding import PathEncoding
-from detector.shard_log import ShardLog, sole_writer
+from detector.shard_log import ShardLog, check_origin, read_origin, sole_writer, write_origin
 from detector.stages import check_fits
 from detector.workers import IN_PROCESS, Workers
 
@@ -99,15 +98,7 @@ class Encodings:
             DataError: there are no encodings in `folder`.
             ArtifactError: its manifest is damaged or of another schema.
         """
-        manifest = folder / "manifest.json"
-        if not manifest.is_file():
-            raise DataError(f"expected path encodings in {folder}, got no manifest.json; `pathguard encode` makes them")
-        try:
-            self.origin = EncodingOrigin(**json.loads(manifest.read_text()))
-        except (ValueError, TypeError) as error:
-            raise ArtifactError(f"expected a manifest of path encodings in {manifest}, got {error}") from None
-        if self.origin.schema != SCHEMA:
-            raise ArtifactError(f"expected path encodings of schema {SCHEMA}, got schema {self.origin.schema}")
+        self.origin = read_origin(folder, EncodingOrigin, SCHEMA, "path encodings", "pathguard encode")
         self.folder = folder
         self.log = ShardLog(folder / "shards.jsonl")
 
@@ -183,8 +174,9 @@ def make_encodings(
         bundle.network_digest, images.name, images.digest, split, dict(network.layers), shard_images
     )
     with sole_writer(folder):
-        _begin(folder, origin)
+        write_origin(folder, asdict(origin))
         encodings = Encodings(folder)
+        check_origin(folder, asdict(encodings.origin), asdict(origin), "encodings")
         encodings.log.drop_torn_line()
         workers.check_folder(folder)
         done = encodings.records()
@@ -235,19 +227,6 @@ class _Encoding:
                 raise _no_room(self.folder, file, error) from None
 
         return encode_shard
-
-
-def _begin(folder: Path, origin: EncodingOrigin) -> None:
-    """A new folder's manifest; an old one's has to say the same."""
-    if not (folder / "manifest.json").exists():
-        try:
-            write_whole(folder / "manifest.json", json.dumps(asdict(origin), indent=2).encode())
-        except OSError as error:
-            raise _no_room(folder, "manifest.json", error) from None
-    found = asdict(Encodings(folder).origin)
-    for name, wanted in asdict(origin).items():
-        if found[name] != wanted:
-            raise ArtifactError(f"expected encodings of {name} {wanted}, got {folder} with {name} {found[name]}")
 
 
 def _figures(encodings: Encodings) -> EncodingFigures:

@@ -160,7 +160,7 @@ with AttackStore.writing(Path(sys.argv[1]), ORIGIN) as store:
 
 
 def test_a_folder_without_attacks_names_the_command_that_makes_them(tmp_path):
-    with pytest.raises(DataError, match="got no manifest.json; `pathguard attack` makes one"):
+    with pytest.raises(DataError, match="got no manifest.json; `pathguard attack` makes them"):
         AttackStore(tmp_path)
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(ArtifactError, match="expected a manifest of attacked images"):
