@@ -159,11 +159,20 @@ def _judged(
     with attack_bar(f"attack {network} seed {seed}") as listen_to:
         make_attacks(bundle, splits, recipes_named(plan.attacks), attacks, plan.images, seed, 250, listen_to)
     store = AttackStore(attacks)
-    if bundle.manifest.detector is None:
-        bundle = make_detector(bundle, splits, store, AUTO if plan.classifier == AUTO else ALL, RATE, seed,
-                               plan.classifier)  # fmt: skip
+    bundle = fitted(bundle, splits, store, plan.classifier, seed, folder / "fitted_on.json")
     read = evaluated(bundle, splits, store, plan.protocol, seed, report)
     return Judged(network, seed, read["facts"], read["tables"])
+
+
+def fitted(bundle: Bundle, splits: Splits, store: AttackStore, classifier: str, seed: int, note: Path) -> Bundle:
+    """The bundle with a detector, fitted anew unless `note` says that its own is of these attacks and this choice."""
+    of = {"network": bundle.network_digest, "attacks": _digest(store), "classifier": classifier, "seed": seed}
+    fitted_on = jsonlib.dumps(of, indent=1)
+    if bundle.manifest.detector is None or not note.exists() or note.read_text() != fitted_on:
+        features = AUTO if classifier == AUTO else ALL
+        bundle = make_detector(bundle, splits, store, features, RATE, seed, classifier)
+        note.write_text(fitted_on)
+    return bundle
 
 
 def evaluated(
@@ -182,11 +191,15 @@ def evaluated(
 
 def _made_of(bundle: Bundle, store: AttackStore, protocol: Protocol) -> dict[str, object]:
     """What an evaluation depends on: digests of bundle, threshold and attacks, and the protocol."""
-    shards = sorted(record.sha256 for record in store.records().values())
     return {
         "bundle": bundle.model_digest, "threshold": bundle.threshold_digest, "protocol": asdict(protocol),
-        "attacks": hashlib.sha256("".join(shards).encode()).hexdigest(),
+        "attacks": _digest(store),
     }  # fmt: skip
+
+
+def _digest(store: AttackStore) -> str:
+    shards = sorted(record.sha256 for record in store.records().values())
+    return hashlib.sha256("".join(shards).encode()).hexdigest()
 
 
 def bars(judged: Sequence[Judged], hardened: Sequence[Judged]) -> list[Row]:

@@ -4,7 +4,7 @@ import pytest
 
 from attacks.evaluation.protocol import PROTOCOLS
 from benchmarks import detection
-from benchmarks.detection import Judged, averaged, bars, evaluated
+from benchmarks.detection import Judged, averaged, bars, evaluated, fitted
 
 
 def judged(network, seed, cw, baseline, realised=0.05):
@@ -124,3 +124,24 @@ def test_an_evaluation_of_another_bundle_other_attacks_or_another_protocol_is_no
     assert number(shards=("c",), protocol=PROTOCOLS["full"]) == 5
     (tmp_path / "made_of.json").unlink()  # of an earlier version of this benchmark
     assert number(shards=("c",), protocol=PROTOCOLS["full"]) == 6
+
+
+def test_a_detector_of_other_attacks_or_of_another_classifier_is_fitted_anew(tmp_path, monkeypatch):
+    made = []
+
+    def make(bundle, *_):
+        made.append(1)
+        return SimpleNamespace(network_digest="a", manifest=SimpleNamespace(detector=len(made)))
+
+    monkeypatch.setattr(detection, "make_detector", make)
+    bundle = SimpleNamespace(network_digest="a", manifest=SimpleNamespace(detector=None))
+
+    def number(shards=("c", "d"), classifier="auto"):
+        nonlocal bundle
+        store = SimpleNamespace(records=lambda: {name: SimpleNamespace(sha256=name) for name in shards})
+        bundle = fitted(bundle, None, store, classifier, 0, tmp_path / "fitted_on.json")
+        return bundle.manifest.detector
+
+    assert [number(), number(), number(shards=("d", "c"))] == [1, 1, 1]
+    assert number(shards=("c",)) == 2
+    assert number(shards=("c",), classifier="forest") == 3
