@@ -306,10 +306,25 @@ def _worst_unseen(detector: str) -> Callable[[Tables], float | None]:
 
 
 def _unseen_lead(tables: Tables) -> float | None:
-    others = {str(row["detector"]) for row in tables["worst_unseen"]} - {"paths"}
-    found = [value for name in others if (value := _worst_unseen(name)(tables)) is not None]
-    own = _worst_unseen("paths")(tables)
-    return None if own is None or not found else own - max(found)
+    """Our worst cell less the worst cell of each baseline, fitted on and judged by as many images; the smallest."""
+    leads = []
+    for name in {str(row["detector"]) for row in tables["worst_unseen"]}:
+        other, own = _worst_unseen(name)(tables), _worst_unseen(_own_beside(tables["worst_unseen"], name))(tables)
+        if not name.startswith("paths") and other is not None and own is not None:
+            leads.append(own - other)
+    return min(leads, default=None)
+
+
+def _own_beside(rows: Sequence[Mapping[str, Any]], name: str) -> str:
+    """The row of our detector that saw as many images as the detector `name`."""
+    counts = next(_counts(row) for row in rows if row["detector"] == name)
+    return next(
+        str(row["detector"]) for row in rows if str(row["detector"]).startswith("paths") and _counts(row) == counts
+    )
+
+
+def _counts(row: Mapping[str, Any]) -> tuple[object, object]:
+    return row["images fitted on"], row["images judged by"]
 
 
 def _adaptive(column: str, times: float) -> Callable[[Tables], float | None]:
@@ -356,15 +371,14 @@ def _columns_behind(tables: Tables) -> float | None:
     as that of the served one, which rests on at least as many images.
     """
     margins = {row["attack"]: row["high"] - row["AUROC"] for row in tables["attacks"]}
-    counts = ("images fitted on", "images judged by")
     rows = tables["baselines"]
-    ours = {tuple(row[c] for c in counts): row for row in rows if row["detector"].startswith("paths")}
+    named = {row["detector"]: row for row in rows}
     others = [row for row in rows if not row["detector"].startswith("paths")]
     if not others:
         return None
 
     def ahead(row: Mapping[str, Any], attack: str) -> bool:
-        own = ours[tuple(row[c] for c in counts)][attack]
+        own = named[_own_beside(rows, row["detector"])][attack]
         return row[attack] is not None and own is not None and row[attack] > own + margins[attack]
 
     return float(sum(any(ahead(row, attack) for row in others) for attack in margins))

@@ -71,12 +71,12 @@ def evaluate_bundle(
     if protocol.baselines:
         every = all_baselines(network, example, seed)
         others = [method for method in every if method.images is None or protocol.costly_baselines]
-    methods: list[Baseline] = [ours, *others]
     # Ours on the few images that a costly detector looks at, to stand beside it.
     limits = dict.fromkeys(limit for method in others if (limit := limit_of(method, protocol)) is not None)
     fewer: list[Baseline] = [paths(info.features, f"paths, {limit} images of a kind", limit) for limit in limits]
+    methods: list[Baseline] = [ours, *others, *fewer]
     log.info("images pass the network")
-    material = gather(network, splits, store, methods, protocol, seed, foreign)
+    material = gather(network, splits, store, [ours, *others], protocol, seed, foreign)
     served = _served(bundle, network, classes)
     judge = Judge(material, protocol, served, seed)
     log.info("tables: attacks left out")
@@ -87,14 +87,14 @@ def evaluate_bundle(
     sheets = [
         judge.attack_sheet(),
         judge.worst_case_sheet(),
-        judge.worst_unseen(unseen),
+        judge.worst_unseen(unseen, methods),
         unseen,
         _sheet_of(matrix),
         judge.false_alarm_sheet(),
         judge.corruption_sheet(),
         judge.class_sheet(),
         judge.method_sheet("features", f"what the classifier ({classifier}) reads: AUROC", alone),
-        judge.method_sheet("baselines", "other detectors on the same network: AUROC", [*methods, *fewer]),
+        judge.method_sheet("baselines", "other detectors on the same network: AUROC", methods),
         judge.fitting_set_sheet(ours, named_sets(store)),
         judge.shots_sheet(ours),
         judge.other_rows_sheet(),

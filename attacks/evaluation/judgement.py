@@ -274,19 +274,22 @@ class Judge:
                     ]
         return Sheet("unseen", "attacks of a family, or of a norm, that was left out of the fitting", rows)
 
-    def worst_unseen(self, unseen: Sheet) -> Sheet:
+    def worst_unseen(self, unseen: Sheet, methods: Sequence[Baseline]) -> Sheet:
         """The worst cell of each method."""
         rows = []
-        for name in dict.fromkeys(str(row["detector"]) for row in unseen.rows):
+        for method in methods:
             for kind in ("attack", "norm"):
                 cells = [
-                    row for row in unseen.rows if row["detector"] == name and str(row["left out"]).startswith(kind)
+                    row
+                    for row in unseen.rows
+                    if row["detector"] == method.name and str(row["left out"]).startswith(kind)
                 ]
                 if cells:
                     worst = min(cells, key=lambda row: float(str(row["AUROC"])))
                     mean = float(np.mean([float(str(row["AUROC"])) for row in cells]))
-                    rows.append({"detector": name, "left out": kind, "worst attack": worst["attack"],
-                                 "worst AUROC": worst["AUROC"], "mean AUROC": mean})  # fmt: skip
+                    rows.append({"detector": method.name, "left out": kind, **self._counts(method),
+                                 "worst attack": worst["attack"], "worst AUROC": worst["AUROC"],
+                                 "mean AUROC": mean})  # fmt: skip
         return Sheet("worst_unseen", "the worst unseen attack of each detector", rows)
 
     def method_sheet(self, name: str, title: str, methods: Sequence[Baseline]) -> Sheet:
@@ -296,8 +299,7 @@ class Judge:
             found = self._fitted(method, self._fitted_on, self.attacks)
             cells = {attack: found.get(attack) for attack in self.attacks}
             rows.append({
-                "detector": method.name, "images fitted on": self._count(method, FITTING, self._fitted_on),
-                "images judged by": self._count(method, TEST, self.attacks), **cells,
+                "detector": method.name, **self._counts(method), **cells,
                 "mean": _mean(list(found.values())), "worst": min(found.values(), default=None),
             })  # fmt: skip
         return Sheet(name, title, rows)
@@ -396,10 +398,14 @@ class Judge:
         few = {name: part.at(np.isin(part.ids, kept)) for name, part in attacked.items()}
         return clean.at(chosen), {name: part for name, part in few.items() if len(part)}
 
-    def _count(self, method: Baseline, split: str, attacks: Sequence[str]) -> int:
-        """How many images of a split a method sees, clean and attacked."""
-        parts = [self._seen(method, SetKey(split, name)) for name in (CLEAN, *attacks)]
-        return sum(len(part) for part in parts if part is not None)
+    def _counts(self, method: Baseline) -> dict[str, object]:
+        """How many images a method sees, clean and attacked: some are too costly for all."""
+
+        def count(split: str, attacks: Sequence[str]) -> int:
+            parts = [self._seen(method, SetKey(split, name)) for name in (CLEAN, *attacks)]
+            return sum(len(part) for part in parts if part is not None)
+
+        return {"images fitted on": count(FITTING, self._fitted_on), "images judged by": count(TEST, self.attacks)}
 
     def _seen(self, method: Baseline, key: SetKey) -> Observed | None:
         seen = self._material.of(method.sees, key)

@@ -137,7 +137,7 @@ def test_a_family_and_a_norm_left_out_are_not_fitted_on():
 
     unseen = found.unseen_sheet([FirstColumns()])
     known = found.method_sheet("known", "", [FirstColumns()]).rows[0]
-    worst = {row["left out"]: row for row in found.worst_unseen(unseen).rows}
+    worst = {row["left out"]: row for row in found.worst_unseen(unseen, [FirstColumns()]).rows}
 
     of = {(row["left out"], row["attack"]): row["AUROC"] for row in unseen.rows}
     assert set(of) == {
