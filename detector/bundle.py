@@ -19,10 +19,13 @@ folder can write them too.
 A manifest of an older schema is read as if it had been upgraded; `upgrade_bundle` writes it so. A newer one is refused.
 """
 
+import fcntl
 import hashlib
 import json
+import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -364,7 +367,7 @@ def begin_bundle(folder: Path, info: NetworkInfo, backbone: nn.Module, training:
         backbone: the trained network.
         training: how it was made, JSON values.
     """
-    return _grow(folder, Manifest(info), "backbone", training, {BACKBONE: _weights(backbone)}, info.name)
+    return _grow(folder, Manifest(info), "backbone", training, {BACKBONE: _weights(backbone)}, info.name, None)
 
 
 def add_network(
@@ -387,7 +390,8 @@ def add_network(
     parts = {NETWORK: _weights(network)}
     if folder != bundle.folder:
         parts[BACKBONE] = bundle._contents[BACKBONE]
-    return _grow(folder, manifest, "network", training, parts, bundle.trusted)
+    before = bundle if folder == bundle.folder else None
+    return _grow(folder, manifest, "network", training, parts, bundle.trusted, before)
 
 
 def add_detector(
@@ -417,13 +421,13 @@ def add_detector(
     contents = {CLASSIFIER: save_estimator(classifier), CALIBRATION: _scores(calibration)}
     if learnt:
         contents[LEARNT] = safetensors.numpy.save({name: np.ascontiguousarray(part) for name, part in learnt.items()})
-    return _grow(bundle.folder, manifest, "detector", training, contents, bundle.trusted)
+    return _grow(bundle.folder, manifest, "detector", training, contents, bundle.trusted, bundle)
 
 
 def add_usual_paths(bundle: Bundle, usual: UsualPaths, made: Mapping[str, object]) -> Bundle:
     """The bundle, in its own folder, with statistics of the paths of clean images; a detector in it stays."""
     contents = {STATISTICS: usual.to_bytes()}
-    return _grow(bundle.folder, bundle.manifest, STATISTICS, made, contents, bundle.trusted)
+    return _grow(bundle.folder, bundle.manifest, STATISTICS, made, contents, bundle.trusted, bundle)
 
 
 def check_compacts_into(bundle: Bundle, folder: Path) -> None:
@@ -465,7 +469,8 @@ def add_compaction(
     parts = {part: digest for part, digest in bundle.manifest.parts.items() if part != BACKBONE}
     contents = {part: bundle._contents[part] for part in parts}
     contents[COMPACTION] = safetensors.numpy.save({"never_open": never_open.astype(np.uint8)})
-    return _grow(folder, replace(bundle.manifest, parts=parts), "compaction", training, contents, bundle.trusted)
+    manifest = replace(bundle.manifest, parts=parts)
+    return _grow(folder, manifest, "compaction", training, contents, bundle.trusted, None)
 
 
 def recalibrate(
@@ -483,7 +488,23 @@ def recalibrate(
         raise ArtifactError(f"{bundle.folder}: {error}") from None
     manifest = replace(bundle.manifest, detector=info)
     contents = {CALIBRATION: _scores(calibration)}
-    return _grow(bundle.folder, manifest, CALIBRATION, training, contents, bundle.trusted)
+    return _grow(bundle.folder, manifest, CALIBRATION, training, contents, bundle.trusted, bundle)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Within it no other command writes the bundle in `folder`, which is made if missing; it takes a moment each time.
+
+    The folder itself is locked, so that no file for that lies in a bundle; a file system that cannot is trusted.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(opened)
 
 
 def _grow(
@@ -493,8 +514,12 @@ def _grow(
     training: Mapping[str, object],
     contents: Mapping[str, bytes],
     trusted: str | None,
+    before: Bundle | None,
 ) -> Bundle:
-    """Write the parts, then the manifest that names them, then remove parts that no manifest names any more."""
+    """Write the parts, then the manifest that names them, then remove parts that no manifest names any more.
+
+    Where it grows in place, `before` is what it grows from: another command may have changed the folder meanwhile.
+    """
     digests = {part: hashlib.sha256(content).hexdigest() for part, content in contents.items()}
     parts = {**manifest.parts, **digests}
     sizes = {**manifest.sizes, **{part: len(content) for part, content in contents.items()}}
@@ -507,16 +532,20 @@ def _grow(
         schema=SCHEMA,
     )
     try:
-        for part, content in contents.items():
-            write_whole(folder / _file_of(part, digests[part]), content)
-        write_whole(folder / MANIFEST, _manifest_content(grown))
-        kept = {_file_of(part, digest) for part, digest in grown.parts.items()}
-        for part, suffix in SUFFIXES.items():
-            for file in folder.glob(f"{part}-????????{suffix}"):
-                if file.name not in kept:
-                    file.unlink()
-        for file in folder.glob("*.partial"):  # of a run that was killed
-            file.unlink()
+        with _alone(folder):
+            path = folder / MANIFEST
+            if before is not None and _manifest_from(path.read_bytes(), path)[1] != before.digest:
+                raise ArtifactError(f"expected {folder} as it was read, got it changed since; run this again")
+            for part, content in contents.items():
+                write_whole(folder / _file_of(part, digests[part]), content)
+            write_whole(path, _manifest_content(grown))
+            kept = {_file_of(part, digest) for part, digest in grown.parts.items()}
+            for part, suffix in SUFFIXES.items():
+                for file in folder.glob(f"{part}-????????{suffix}"):
+                    if file.name not in kept:
+                        file.unlink()
+            for file in folder.glob("*.partial"):  # of a run that was killed
+                file.unlink()
     except OSError as error:
         raise ArtifactError(f"expected to write the bundle {folder}, got: {error.strerror}") from None
     return Bundle(folder, trusted)

@@ -215,7 +215,17 @@ def test_a_new_calibration_is_another_threshold_version_of_the_same_model(whole,
     assert after.threshold_version != before.threshold_version
     assert (after.max_false_alarm_rate, after.calibration_images) == (0.1, 49)
     with pytest.raises(ArtifactError, match="expected a false-alarm rate from 0.020000"):
-        recalibrate(whole, Calibration(np.linspace(-2, 2, 49)), 0.001, {})
+        recalibrate(recalibrated, Calibration(np.linspace(-2, 2, 49)), 0.001, {})
+
+
+def test_what_another_command_made_of_the_bundle_meanwhile_is_not_undone(whole):
+    read_before = Bundle(whole.folder)
+    recalibrated = recalibrate(whole, Calibration(np.linspace(-2, 2, 49)), 0.1, {})
+
+    with pytest.raises(ArtifactError, match="expected .* as it was read, got it changed since"):
+        recalibrate(read_before, Calibration(np.linspace(-9, 9, 99)), 0.05, {})
+
+    assert Bundle(whole.folder).digest == recalibrated.digest
 
 
 @pytest.mark.parametrize("parts", [{}, {"../elsewhere": "0" * 64}, []])
