@@ -78,20 +78,30 @@ def run_attacks(
     for name, images in right.items():
         if len(images) == 0:
             raise DataError(f"expected images that the network gets right in the split {name}, got none to attack")
+    finished = store.records()
+    for recipe in recipes:
+        wanted = _parameters(recipe, detector)
+        # Stores of earlier versions do not tell the kind.
+        known = [{"kind": recipe.kind, **r.parameters} for key, r in finished.items() if key.recipe == recipe.name]
+        other = [parameters for parameters in known if parameters != wanted]
+        if other:
+            raise ArtifactError(
+                f"expected attacks by {recipe.name} with {wanted}, got {store.folder} with "
+                f"{other[0]}; give another folder"
+            )
+    attacked = {recipe.name for recipe in recipes} | {key.recipe for key in finished}
+    for recipe in recipes:
+        if recipe.matches is not None and recipe.matches not in attacked:
+            raise DataError(
+                f"expected attacks by {recipe.matches} in {store.folder} for noise as long, got none; give --recipes "
+                f"{recipe.matches} first"
+            )
+    # Only what can be done is planned: `check_finished` asks for it.
     store.plan(
         {name: {recipe.name: len(images.first(recipe.images)) for recipe in recipes} for name, images in right.items()}
     )
     for name, images in right.items():
         keep_clean(store.folder, name, images)
-    finished = store.records()
-    for recipe in recipes:
-        wanted = _parameters(recipe, detector)
-        other = [r for key, r in finished.items() if key.recipe == recipe.name and r.parameters != wanted]
-        if other:
-            raise ArtifactError(
-                f"expected attacks by {recipe.name} with {wanted}, got {store.folder} with "
-                f"{other[0].parameters}; give another folder"
-            )
     total = 0
     missing: list[_Task] = []
     for recipe in recipes:

@@ -11,6 +11,7 @@ images = 500            # at most this many of each split
 """
 
 import re
+import sys
 import tomllib
 from dataclasses import replace
 from fractions import Fraction
@@ -53,7 +54,7 @@ def budget_from(value: object, where: str) -> float:
             return float(Fraction(value.replace(" ", "")))
         if isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value):
             return float(value)
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ArithmeticError):  # 1/0, and numbers of hundreds of digits
         pass
     raise RequestError(f'expected a budget such as 0.03 or "8/255" in {where}, got {value!r}')
 
@@ -86,6 +87,8 @@ def _recipe(name: str, described: Any, file: Path) -> Recipe:
         changes["images"] = images
     settings = {key: _setting(key, described[key], usual, where) for key, usual in base.settings.items()
                 if key in described}  # fmt: skip
+    if changes.get("source") == "backbone" and "stop" in base.settings and "stop" not in settings:
+        settings["stop"] = False  # where it fools the backbone is not where it fools the network
     return replace(base, name=name, settings={**base.settings, **settings}, **changes)
 
 
@@ -97,7 +100,7 @@ def _setting(key: str, value: object, usual: Setting, where: str) -> Setting:
     elif isinstance(usual, int):
         fits, wanted = isinstance(value, int) and value >= 1, "a whole number from 1"
     elif isinstance(usual, float):
-        fits = isinstance(value, int | float) and isfinite(value) and value >= 0
+        fits = isinstance(value, int | float) and 0 <= value <= sys.float_info.max
         wanted = "a number from 0"
     else:
         fits, wanted = isinstance(value, str), "a text"

@@ -55,6 +55,7 @@ class Recipe:
         costly: whether it takes seconds for one image, so that suites run it on few.
         images: attack at most this many images of each split; None for all. No parameter of the attack: a later run
             may ask for more.
+        kind: name of the recipe that it is a variant of; its own where that is left out.
     """
 
     name: str
@@ -69,13 +70,17 @@ class Recipe:
     matches: str | None = None
     costly: bool = False
     images: int | None = None
+    kind: str = ""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", self.kind or self.name)
         for value, choices in ((self.target, (None, *get_args(TargetRule))), (self.gates, get_args(Gates)),
                                (self.source, get_args(Source)), (self.norm, (None, *get_args(Norm)))):  # fmt: skip
             if value not in choices:
                 known = ", ".join(str(choice) for choice in choices if choice)
                 raise RequestError(f"expected {known} in the attack {self.name}, got {value!r}")
+        if self.target is not None and getattr(self.make, "untargeted", False):
+            raise RequestError(f"expected no target for the attack {self.name}, which takes any wrong label; got one")
         if self.budget is not None and not 0 < self.budget <= (1 if self.norm == "linf" else float("inf")):
             upper = " to 1 (for example 8/255)" if self.norm == "linf" else ""
             raise RequestError(f"expected a budget above 0{upper} for the attack {self.name}, got {self.budget:g}")
@@ -93,7 +98,7 @@ class Recipe:
     def parameters(self) -> dict[str, object]:
         """All that tells this attack from another, JSON values."""
         return {
-            "norm": self.norm, "budget": self.budget, "target": self.target, "gates": self.gates,
+            "kind": self.kind, "norm": self.norm, "budget": self.budget, "target": self.target, "gates": self.gates,
             "source": self.source, **({"matches": self.matches} if self.matches else {}), **self.settings,
         }  # fmt: skip
 
@@ -131,7 +136,9 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe("cw-targeted", "l2", None, CarliniWagner, CW, "random"),
         Recipe("pgd-frozen", "linf", EIGHT, lambda eps, **s: Ascent("linf", eps, start=True, **s), PGD, gates="frozen"),
         Recipe("cw-frozen", "l2", None, CarliniWagner, CW, gates="frozen"),
-        Recipe("fgsm-transfer", "linf", EIGHT, lambda eps: Ascent("linf", eps, steps=1, step=1.0), source="backbone"),
+        # Without a stop: an image that the backbone alone gets wrong is attacked too.
+        Recipe("fgsm-transfer", "linf", EIGHT, lambda eps, **s: Ascent("linf", eps, steps=1, step=1.0, **s),
+               {"stop": False}, source="backbone"),
         Recipe("pgd-transfer", "linf", EIGHT, lambda eps, **s: Ascent("linf", eps, start=True, **s), TO_THE_END,
                source="backbone"),
         Recipe("mi-fgsm-transfer", "linf", EIGHT, lambda eps, **s: Ascent("linf", eps, **s),

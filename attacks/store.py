@@ -165,7 +165,10 @@ class AttackStore:
 
     def _planned(self) -> dict[str, dict[str, int]]:
         path = self.folder / "plan.json"
-        planned: dict[str, dict[str, int]] = json.loads(path.read_bytes()) if path.exists() else {}
+        try:
+            planned: dict[str, dict[str, int]] = json.loads(path.read_bytes()) if path.exists() else {}
+        except ValueError as error:
+            raise ArtifactError(f"expected a plan of attacks in {path}, got {error}") from None
         return planned
 
     def add(

@@ -210,7 +210,7 @@ def main(
         found = right_images(attacked, data_dir, images)
         rows = run_suite(suite, attacked, backbone, digest, found, recipes_named(suite), work)
     else:
-        rows, lines = races(load_published(weights), data_dir, batch, quick, only)
+        rows, lines = races(load_published(weights).requires_grad_(False), data_dir, batch, quick, only)
         if not quick and only is None:
             rows += memory_rows()
             attacked, backbone, _ = _attacked(weights, bundle)

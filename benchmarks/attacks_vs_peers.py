@@ -310,9 +310,10 @@ def _problem(network: nn.Module, batch: ImageSet, images: Tensor, labels: Tensor
 
 
 def _code_digest(recipe: Recipe) -> str:
-    """Of the source of a recipe's attack and of what that imports from `attacks`."""
+    """Of the source of a recipe's attack and of what every attack goes through."""
     module = sys.modules[type(recipe.attack()).__module__]
-    names = {module.__name__, *(getattr(value, "__module__", None) or "" for value in vars(module).values())}
+    shared = ("attacks.craft", "attacks.draws", "attacks.problem")
+    names = {module.__name__, *shared, *(getattr(value, "__module__", None) or "" for value in vars(module).values())}
     files = [Path(str(sys.modules[name].__file__)) for name in sorted(names) if name.startswith("attacks.")]
     return hashlib.sha256("".join(sha256_of(file) for file in files).encode()).hexdigest()[:16]
 

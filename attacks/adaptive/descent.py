@@ -113,7 +113,7 @@ def descend(problem: Problem, budget: float, steps: int, attempts: Sequence[Atte
         points = origin
         if attempt.start == "random":
             away = problem.draws.uniform(rows, *origin.shape[1:], low=-budget, high=budget)
-            points = (origin + away).clamp(0, 1)
+            points = project(origin + away, origin, "linf", budget)
         velocity = torch.zeros_like(origin)
         for index in range(steps + 1):
             last = index == steps
@@ -123,7 +123,8 @@ def descend(problem: Problem, budget: float, steps: int, attempts: Sequence[Atte
             staying = best.note(seen, asked, rows)
             if last or not staying.any():
                 break
-            slope = attempt.slope(seen, asked, rows)
+            with problem.network.only(rows[staying]):  # what is done takes no gradient more
+                slope = attempt.slope(seen, asked, rows)
             slope = slope / slope.abs().mean(dim=(1, 2, 3), keepdim=True).clamp_min(1e-30)
             velocity = (MOMENTUM * velocity + slope)[staying]
             rows, points, origin = rows[staying], points[staying], origin[staying]

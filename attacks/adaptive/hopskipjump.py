@@ -18,6 +18,7 @@ from attacks.problem import Problem, rounded
 from detector.errors import RequestError
 
 FINEST = 1.5 / 255  # root mean square of the random changes, at least: smaller ones vanish in 8 bits
+ROUNDING = 1e-6  # of a distance in float32, far below a level
 TOGETHER = 250  # versions in one batch
 
 
@@ -52,7 +53,7 @@ class HopSkipJumpEvasion:
                 point = self._walk(problem, row, start[None])
                 if _distance(point, origin) < _distance(best, origin):
                     best = point
-                if _distance(best, origin) <= self.budget:
+                if _distance(best, origin) <= self.budget + ROUNDING:
                     break
             result[row] = _within(best, origin, self.budget)
         return rounded(result)
@@ -65,7 +66,7 @@ class HopSkipJumpEvasion:
         best = point = self._to_boundary(problem, row, point)
         for step in range(1, self.steps + 1):
             distance = _distance(point, origin)
-            if distance <= self.budget:
+            if distance <= self.budget + ROUNDING:
                 break
             direction = self._direction(problem, row, point, round(self.queries * step**0.5), distance).sign()
             stride = distance / step**0.5
@@ -99,7 +100,7 @@ class HopSkipJumpEvasion:
                 far = middle
             else:
                 near = middle
-            if far <= self.budget:
+            if far <= self.budget + ROUNDING:
                 break
         return _within(point, origin, far)
 

@@ -4,6 +4,8 @@ A detector that reads the path alone cannot tell it from that clean image. Sourc
 Sabour, Cao, Faghri and Fleet, "Adversarial Manipulation of Deep Representations", ICLR 2016; their guide image is ours.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -49,7 +51,7 @@ class PathMatching:
         ranked = _ranked(problem, gates / spread, guides, guides.gates / spread)
         attempts = [
             Attempt(
-                self._slope(problem, guides, spread, ranked[:, restart % ranked.shape[1]]), stride(self.step, restart),
+                self._slope(problem, guides, spread, _of_each(ranked, restart)), stride(self.step, restart),
                 "random" if restart else "image",
             )
             for restart in range(self.restarts)
@@ -66,13 +68,18 @@ class PathMatching:
         return slope
 
 
-def _ranked(problem: Problem, gates: Tensor, guides: Guides, guide_gates: Tensor) -> Tensor:
-    """Guides of a label that the attack wants, nearest path first, `(images, as many as every image has)`."""
+def _ranked(problem: Problem, gates: Tensor, guides: Guides, guide_gates: Tensor) -> list[Tensor]:
+    """For each image the guides of a label that the attack wants, nearest path first; how many, differs."""
     distances = torch.cdist(gates, guide_gates)
     wanted = guides.labels[None] != problem.labels[:, None]
     if problem.targets is not None:
         wanted = guides.labels[None] == problem.targets[:, None]
-    fitting = int(wanted.sum(dim=1).min())
-    if fitting == 0:
+    if not wanted.any(dim=1).all():
         raise RequestError("expected clean guide images of every label that an attack wants, got none for some images")
-    return distances.masked_fill(~wanted, float("inf")).argsort(dim=1)[:, :fitting]
+    ranked = distances.masked_fill(~wanted, float("inf")).argsort(dim=1)
+    return [row[: int(fitting)] for row, fitting in zip(ranked, wanted.sum(dim=1), strict=True)]
+
+
+def _of_each(ranked: Sequence[Tensor], restart: int) -> Tensor:
+    """The guide of each image for a restart, `(images,)`; who has fewer begins with the nearest again."""
+    return torch.stack([row[restart % len(row)] for row in ranked])

@@ -57,13 +57,14 @@ class AutoPGD:
             return dlr_towards(logits, problem.labels[rows], targets)
 
         result, rows = problem.images.clone(), problem.all_rows()
+        highest = torch.full_like(result[:, 0, 0, 0], float("-inf"))
         for _ in range(self.restarts):
-            rows = self.run(problem, rows, loss, result)
+            rows = self.run(problem, rows, loss, result, highest)
             if len(rows) == 0:
                 break
         return result
 
-    def run(self, problem: Problem, rows: Tensor, loss: Loss, result: Tensor) -> Tensor:
+    def run(self, problem: Problem, rows: Tensor, loss: Loss, result: Tensor, highest: Tensor | None = None) -> Tensor:
         """One run from a random point for the images at `rows`; the rows that it did not fool.
 
         Args:
@@ -71,7 +72,10 @@ class AutoPGD:
             rows: images that take part.
             loss: what is to grow.
             result: where the attacked images go, `(batch, channels, height, width)`.
+            highest: loss of what lies there, `(batch,)`, of earlier runs that made the same loss grow; kept up to date.
+                Without it what lies there is written over.
         """
+        highest = torch.full_like(result[:, 0, 0, 0], float("-inf")) if highest is None else highest
         window, least, shrink = (max(int(share * self.steps), 1) for share in (0.22, 0.06, 0.03))
         origin = problem.images[rows]
         point = self._start(problem, rows)
@@ -98,7 +102,8 @@ class AutoPGD:
             if index > 0:
                 improved = improved + (value > last_value)
             last_value = value
-            result[rows[better]] = point[better]
+            kept = (value > highest[rows]) | won
+            result[rows[kept]], highest[rows[kept]] = point[kept], value[kept]
             if index == self.steps:
                 return rows[~won]
             if index == next_check:
@@ -139,6 +144,8 @@ class AutoPGD:
 
 class AutoAttack:
     """The four members of the published "standard" version, each on the images that the ones before did not fool."""
+
+    untargeted = True
 
     def __init__(self, budget: float, steps: int = 100, targets: int = 9, queries: int = 5000) -> None:
         """An L-inf attack.

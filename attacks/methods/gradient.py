@@ -56,7 +56,8 @@ class Ascent:
             with torch.no_grad():
                 margin = problem.margin(logits, rows)
                 won = problem.is_goal(logits, rows)
-                won[won.clone()] = problem.reached(points[won], rows[won])
+                if self.stop:  # asked of the rounded image, which takes a pass
+                    won[won.clone()] = problem.reached(points[won], rows[won])
                 if index > 0 or self.start:  # the clean image is no attack
                     better = (margin < lowest[rows]) | won if self.stop else margin < lowest[rows]
                     result[rows[better]], lowest[rows[better]] = points[better], margin[better]

@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchattacks
 from torch import Tensor, nn
 
 from attacks.draws import Draws
@@ -78,7 +77,9 @@ class OneByOne:
 
 def onepixel(pixels: int, steps: int, population: int) -> OneByOne:
     """OnePixel (Su et al., "One Pixel Attack for Fooling Deep Neural Networks", 2019)."""
-    return OneByOne(lambda network: torchattacks.OnePixel(network, pixels=pixels, steps=steps, popsize=population))
+    return OneByOne(
+        lambda network: _import_torchattacks().OnePixel(network, pixels=pixels, steps=steps, popsize=population)
+    )
 
 
 def fab_towards(problem: Problem, rows: Tensor, rank: int, budget: float, steps: int, result: Tensor) -> Tensor:
@@ -95,7 +96,7 @@ def fab_towards(problem: Problem, rows: Tensor, rank: int, budget: float, steps:
     Returns:
         The rows that it did not fool.
     """
-    attack = torchattacks.FAB(Seen(problem, rows), norm="Linf", eps=budget, steps=steps, multi_targeted=True)
+    attack = _import_torchattacks().FAB(Seen(problem, rows), norm="Linf", eps=budget, steps=steps, multi_targeted=True)
     attack.target_class = 1 + rank
     origin = problem.images[rows]
     points = attack.attack_single_run_targeted(origin, problem.labels[rows]).to(origin.dtype)
@@ -134,6 +135,8 @@ class HopSkipJump:
     directions of an image are asked about together.
     """
 
+    untargeted = True
+
     def __init__(self, steps: int = 20, trials: int = 100) -> None:
         """An attack.
 
@@ -146,8 +149,6 @@ class HopSkipJump:
 
     def __call__(self, problem: Problem) -> Tensor:
         """The attacked images in [0, 1]; one without a starting point comes back as it is."""
-        if problem.targets is not None:
-            raise RequestError("expected no target for HopSkipJump, got one")
         result = problem.images.clone()
         for row in problem.all_rows().split(1):
             start = self._start(problem, row)
@@ -210,6 +211,19 @@ def seeded(draws: Draws, row: int) -> Iterator[None]:
             yield
         finally:
             np.random.set_state(before)
+
+
+def _import_torchattacks() -> Any:
+    """torchattacks, which no extra can hold: it pins a `requests` with known faults."""
+    try:
+        import torchattacks
+    except ModuleNotFoundError as error:
+        if error.name != "torchattacks":
+            raise
+        raise RequestError(
+            "expected the package torchattacks for this attack, got none; pip install --no-deps torchattacks==3.5.1"
+        ) from None
+    return torchattacks
 
 
 def import_foolbox() -> Any:

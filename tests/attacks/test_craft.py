@@ -5,10 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from attacks.craft import ProbabilitiesWarning, craft
-from attacks.recipes import RECIPES, Recipe
+from attacks.recipes import APGD, RECIPES, Recipe
 from detector.batches import to_tensor
 from detector.errors import RequestError
 from detector.network.decouple import decouple
@@ -50,6 +51,16 @@ def distance_in_pixel_levels(recipe: Recipe, share: float) -> float:
     """How far the mean pixel is from the boundary when the boundary lies at `share` times the recipe's budget."""
     budget = recipe.budget if recipe.budget is not None else 0.3
     return share * (budget if recipe.norm == "linf" else budget / PIXELS**0.5)
+
+
+def network_with_hills():
+    """Two classes, the second far from any image; the loss has many hills."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(PIXELS, 32), nn.Tanh(), nn.Linear(32, 2)).eval()
+    with torch.no_grad():
+        network[1].weight *= 40
+        network[3].bias += torch.tensor([4.0, -4.0])
+    return network
 
 
 def levels(images):
@@ -373,8 +384,31 @@ def test_attacks_that_need_more_than_the_network_say_what():
         craft(Recipe("knows", "linf", 0.1, lambda eps: None, knows_detector=True), MeanBoundary(), images, labels)
     with pytest.raises(RequestError, match="expected a target for JSMA"):
         craft(replace(RECIPES["jsma"], target=None), MeanBoundary(), images, labels)
-    with pytest.raises(RequestError, match="expected no target for HopSkipJump"):
-        craft(replace(RECIPES["hopskipjump"], target="random"), MeanBoundary(), images, labels)
+    for untargeted in ("hopskipjump", "autoattack"):
+        with pytest.raises(RequestError, match=f"expected no target for the attack {untargeted}"):
+            replace(RECIPES[untargeted], target="random")
+
+
+def test_an_image_that_the_backbone_alone_gets_wrong_is_attacked_all_the_same():
+    images, labels = grey_images(0.45), torch.zeros(4, dtype=torch.long)
+
+    crafted = craft(RECIPES["fgsm-transfer"], MeanBoundary(0.47), images, labels, backbone=MeanBoundary(0.44))
+
+    assert crafted.fooled.all()
+
+
+def test_of_several_restarts_the_image_of_the_highest_loss_is_kept():
+    def losses(restarts):
+        recipe = replace(RECIPES["apgd-ce"], settings={**APGD, "steps": 3, "restarts": restarts})
+        network, images = network_with_hills(), levels(torch.rand(6, 1, 12, 12, generator=torch.manual_seed(5)))
+        labels = network(images).argmax(dim=1)
+        crafted = craft(recipe, network, images, labels, 0)
+        assert not crafted.fooled.any()
+        with torch.no_grad():
+            return F.cross_entropy(network(to_tensor(crafted.pixels, torch.device("cpu"))), labels, reduction="none")
+
+    assert (losses(4) >= losses(1) - 1e-6).all()
+    assert (losses(4) > losses(1) + 1e-6).any()
 
 
 def test_a_network_that_gives_probabilities_is_warned_of_once():

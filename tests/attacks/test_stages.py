@@ -112,6 +112,8 @@ def test_features_and_classifier_are_chosen_by_attacks_left_out(decoupled_bundle
 def test_attacks_with_other_parameters_are_not_mixed(decoupled_bundle, digits, attacked):
     stronger = [replace(RECIPES["fgsm"], budget=16 / 255)]
 
+    for kind in ("bim", "pgd"):  # the same settings, and another attack
+        assert replace(RECIPES[kind], name="mine").parameters["kind"] == kind
     with pytest.raises(ArtifactError, match="expected attacks by fgsm with .* give another folder"):
         make_attacks(decoupled_bundle, digits, stronger, attacked.folder, None, 0, 16, ignore)
 

@@ -98,7 +98,7 @@ def test_a_file_describes_recipes_that_start_from_ours(tmp_path):
     gentle, strong = recipes_named(str(file))
 
     assert (gentle.name, gentle.norm, gentle.budget) == ("gentle", "linf", 3 / 255)
-    assert gentle.settings == {**RECIPES["pgd"].settings, "steps": 40}
+    assert gentle.settings == {**RECIPES["pgd"].settings, "steps": 40, "stop": False}  # for the backbone
     assert (gentle.gates, gentle.source, gentle.target, gentle.images) == ("frozen", "backbone", "random", 50)
     assert strong.settings == {**RECIPES["cw"].settings, "searches": 9, "rate": 1.0}
     assert strong.budget is None
@@ -120,6 +120,10 @@ def test_a_file_describes_recipes_that_start_from_ours(tmp_path):
         ('[a]\nkind = "pgd"\nbudget = nan', "expected a budget such as 0.03"),
         ('[a]\nkind = "pgd"\nbudget = "much"', "expected a budget such as 0.03 .* got 'much'"),
         ('[a]\nkind = "pgd"\nbudget = "1/0"', "expected a budget such as 0.03"),
+        (f'[a]\nkind = "pgd"\nbudget = {"9" * 400}', "expected a budget such as 0.03"),
+        ('[a]\nkind = "pgd"\nbudget = "1e400"', "expected a budget such as 0.03"),
+        (f'[a]\nkind = "pgd"\nstep = {"9" * 400}', "expected a number from 0 for step"),
+        ('[a]\nkind = "autoattack"\ntarget = "random"', "expected no target for the attack a"),
         ('[a]\nkind = "cw"\nbudget = 1', "cw seeks the smallest change"),
         ('[a]\nkind = "pgd"\nsteps = 0', "expected a whole number from 1 for steps"),
         ('[a]\nkind = "pgd"\nsteps = 2.5', "expected a whole number from 1 for steps"),

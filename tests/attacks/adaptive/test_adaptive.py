@@ -121,6 +121,7 @@ def test_a_result_does_not_depend_on_its_neighbours(recipe):
 
     assert np.array_equal(together.pixels, np.concatenate([one.pixels for one in alone]))
     assert together.forwards.tolist() == [int(one.forwards[0]) for one in alone]
+    assert together.gradients.tolist() == [int(one.gradients[0]) for one in alone]
 
 
 @every_attack
