@@ -13,6 +13,7 @@ from detector.datasets import Splits
 from detector.engines.compaction import compacted, floats_of
 from detector.engines.program import program_of
 from detector.errors import ArtifactError
+from detector.model_card import write_card
 from detector.paths.encoder import encode_set
 from detector.stages import check_fits
 
@@ -85,6 +86,7 @@ def make_compact(
     program = program_of(network, bundle.manifest.network.spec)
     training = {"images": images, "attacked_images": attacked, "never_open": int((~opened).sum())}
     grown = add_compaction(bundle, folder, ~opened, training)
+    write_card(grown)
     return grown, CompactionFigures(
         images=images,
         attacked_images=attacked,

@@ -486,7 +486,12 @@ def recalibrate(
         calibration.check_rate(max_false_alarm_rate)
     except RequestError as error:
         raise ArtifactError(f"{bundle.folder}: {error}") from None
-    manifest = replace(bundle.manifest, detector=info)
+    # What the fit told of its own calibration is no longer so.
+    fitted = {
+        fact: value for fact, value in bundle.manifest.training.get("detector", {}).items()
+        if fact not in ("calibration_images", "per_class")
+    }  # fmt: skip
+    manifest = replace(bundle.manifest, detector=info, training={**bundle.manifest.training, "detector": fitted})
     contents = {CALIBRATION: _scores(calibration)}
     return _grow(bundle.folder, manifest, CALIBRATION, training, contents, bundle.trusted, bundle)
 

@@ -25,7 +25,7 @@ from PIL import Image
 
 from detector.errors import DataError, ImageError
 from detector.files import sha256_of
-from detector.images import CHANNEL_NAMES, COLOUR_MODES, FORMATS, ImageSpec, Pixels, decode
+from detector.images import CHANNEL_NAMES, COLOUR_MODES, FORMATS, OWN_FILE_PIXELS, ImageSpec, Pixels, decode
 from detector.torchvision_ops import import_torchvision
 
 log = logging.getLogger(__name__)
@@ -407,7 +407,7 @@ def _of_files(
         pixels = np.empty((len(ids), spec.height, spec.width, spec.channels), np.uint8)
         for row, index in enumerate(ids):
             try:
-                pixels[row] = decode(paths[index].read_bytes(), spec).pixels
+                pixels[row] = decode(paths[index].read_bytes(), spec, OWN_FILE_PIXELS).pixels
             except (ImageError, OSError) as error:
                 raise DataError(f"{paths[index]}: {error}") from None
         return pixels

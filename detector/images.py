@@ -54,6 +54,10 @@ class DecodedImage:
     resized: bool
 
 
+# Of files of one's own, such as today's cameras make; beyond it Pillow warns of what bursts a memory.
+OWN_FILE_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
+
+
 def decode(content: bytes, spec: ImageSpec, max_pixels: int = 16_777_216) -> DecodedImage:
     """The pixels of an encoded file (JPEG, PNG or WebP), as `spec` wants them.
 

@@ -73,8 +73,8 @@ def _lines(facts: Mapping[str, Any]) -> Iterator[str]:
         yield ""
         yield (
             f"Its detector reads {facts['detector']['features']} and was fitted on {known}; it may flag "
-            f"{facts['detector']['max_false_alarm_rate']:.0%} of clean images. Attacks that know the detector can "
-            f"evade it."
+            f"{100 * facts['detector']['max_false_alarm_rate']:.3g}% of clean images. Attacks that know the detector "
+            f"can evade it."
         )
     for stage, made in stages.items():
         yield from ("", f"## {stage.capitalize()}", "")

@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -330,8 +331,14 @@ def check_new(folder: Path, checkpoints: str) -> None:
         checkpoints: name of the stage's checkpoints in it.
 
     Raises:
-        ArtifactError: there is a bundle.
+        ArtifactError: there is a bundle, or the folder cannot be written, which is better known before an epoch.
     """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ArtifactError(f"expected to write the bundle {folder}, got: {error.strerror}") from None
     if (folder / MANIFEST).exists():
         write_card(Bundle(folder))  # an interruption may have come between the bundle and its card
         shutil.rmtree(folder / checkpoints, ignore_errors=True)

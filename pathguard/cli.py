@@ -46,7 +46,9 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name in {"service", "detector", "pathguard"}:
             raise
-        _fail(f"expected the package {error.name}, got none; install pathguard[serve] or, to train, pathguard[train]")
+        _fail(
+            f"expected the package {error.name}, got none; install Pathguard with the extra serve or, to train, train"
+        )
     except Exception as error:
         if not _is_meant_for_people(error):
             raise

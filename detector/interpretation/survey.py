@@ -5,6 +5,7 @@ from detector.bundle import Bundle, add_usual_paths
 from detector.datasets import ImageSet, Splits
 from detector.errors import DataError
 from detector.interpretation.usual_paths import UsualPaths, UsualPathsBuilder
+from detector.model_card import write_card
 from detector.network.decouple import GatedNet
 from detector.paths.encoder import encode_set
 from detector.paths.path_encoding import PathEncoding
@@ -40,4 +41,6 @@ def make_usual_paths(bundle: Bundle, splits: Splits) -> Bundle:
     surveyed = probe_images(splits.train)
     usual = survey_paths(bundle.network().to(best_device()), surveyed)
     made = {"data": surveyed.name, "images": len(surveyed), "labelled_right": len(usual.census)}
-    return add_usual_paths(bundle, usual, made)
+    grown = add_usual_paths(bundle, usual, made)
+    write_card(grown)
+    return grown

@@ -34,6 +34,9 @@ def load_weights(
     except (SafetensorError, OSError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"expected weights as safetensors in {file}, got: {reason}") from None
+    broken = [name for name, value in found.items() if not value.isfinite().all()]
+    if broken:
+        raise DataError(f"expected finite weights in {file}, got others in {', '.join(broken[:5])}")
     if found and all(name.startswith("module.") for name in found):
         found = {name.removeprefix("module."): value for name, value in found.items()}
     if mean is not None and std is not None:

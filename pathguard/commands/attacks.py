@@ -54,7 +54,7 @@ def attack(
 
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `pathguard attack` wrote.")],
-    out: Annotated[Path | None, typer.Option(help="Folder of the page and pictures [default: DIR/report].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the page and pictures; else DIR/report.")] = None,
     json_: Json = False,
 ) -> None:
     """Print and draw how often each attack succeeded and at which distance: tables, PNG files and one HTML page."""

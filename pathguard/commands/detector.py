@@ -115,13 +115,13 @@ def _decoded(files: list[Path], spec: "ImageSpec") -> Iterator["Pixels"]:
     import numpy as np
 
     from detector.errors import DataError, ImageError
-    from detector.images import decode
+    from detector.images import OWN_FILE_PIXELS, decode
 
     for first in range(0, len(files), 256):
         pixels = []
         for file in files[first : first + 256]:
             try:
-                pixels.append(decode(file.read_bytes(), spec).pixels)
+                pixels.append(decode(file.read_bytes(), spec, OWN_FILE_PIXELS).pixels)
             except (ImageError, OSError) as error:
                 raise DataError(f"{file}: {error}") from None
         yield np.stack(pixels)
@@ -152,7 +152,7 @@ def evaluate(
 
     chosen, opened = protocol_named(protocol), Bundle(bundle, trust)
     splits = splits_of(opened.manifest.network.data, data_dir, image_size)
-    strangers = splits_of(foreign, None, None).test if foreign is not None else None
+    strangers = splits_of(foreign, None, image_size).test if foreign is not None else None
     with workers_of(ray) as workers:
         found = evaluate_bundle(opened, splits, AttackStore(attacks), chosen, seed, strangers, adaptive, workers)
     page, *files = write_evaluation(found, out or attacks / "evaluation")

@@ -199,13 +199,13 @@ def _explained(
 ) -> Iterator[dict[str, Any]]:
     from detector.bundle import Bundle
     from detector.errors import ImageError
-    from detector.images import decode
+    from detector.images import OWN_FILE_PIXELS, decode
     from detector.interpretation.explanation import Explainer
 
     explainer = Explainer(Bundle(bundle, trust))
     for file in files:
         try:
-            image = decode(file.read_bytes(), explainer.spec)
+            image = decode(file.read_bytes(), explainer.spec, OWN_FILE_PIXELS)
         except (ImageError, OSError) as error:
             yield {"file": str(file), "error": str(error)}
             continue

@@ -1,5 +1,6 @@
 """`pathguard train` and `pathguard decouple`: the stages of a bundle that make its network."""
 
+import math
 import shlex
 import sys
 from collections.abc import Iterator
@@ -158,9 +159,12 @@ def _brought(
 
 def _numbers(text: str) -> tuple[float, ...]:
     try:
-        return tuple(float(part) for part in text.split(","))
+        numbers = tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise typer.BadParameter(f"expected numbers by commas, got {text!r}") from None
+        numbers = ()
+    if not numbers or not all(math.isfinite(number) for number in numbers):
+        raise typer.BadParameter(f"expected numbers by commas, got {text!r}")
+    return numbers
 
 
 def _show_decoupled(bundle: "Bundle", figures: "DecoupledFigures", json_: bool) -> None:

@@ -110,7 +110,7 @@ def test_data_that_does_not_fit_the_backbone_is_refused(digits, decoupled_bundle
 def test_a_folder_that_cannot_be_written_is_told_in_one_line(digits, tmp_path):
     (tmp_path / "file").touch()
 
-    with pytest.raises(TrainingError, match="expected to write .*checkpoint-backbone, got: .*Not a directory"):
+    with pytest.raises(ArtifactError, match="expected to write the bundle .*file, got: File exists"):
         make_backbone("resnet8", digits, SCHEDULE, tmp_path / "file", ignore)
 
 

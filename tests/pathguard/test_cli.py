@@ -227,7 +227,7 @@ def test_a_missing_library_names_the_extra_that_brings_it(run, photos, tmp_path,
     code, _, err = run("train", "--data", f"folder:{photos}", "--out", tmp_path / "b")
 
     assert code == 1
-    assert "expected the package torch, got none; install pathguard[serve]" in err
+    assert "expected the package torch, got none; install Pathguard with the extra serve" in err
 
 
 def test_no_server_is_told_in_one_line(run, photos):
