@@ -125,6 +125,7 @@ def train_decoupled(
     folder: Path,
     run: Mapping[str, object],
     listen: Listener,
+    behind: float = 0.0,
 ) -> None:
     """Train a decoupled network in place; resumes from the checkpoint in `folder`.
 
@@ -143,6 +144,8 @@ def train_decoupled(
         folder: where the checkpoint lies.
         run: names of network and data; with objective and schedule they tell this run from others.
         listen: called after every step.
+        behind: share of such a training, in [0, 1), that the network has behind it: noise and share of open filters
+            begin as they are there.
 
     Raises:
         TrainingError: the loss is not finite, or the checkpoint is of another run.
@@ -151,7 +154,8 @@ def train_decoupled(
     heads = LabelHeads(network.layers, len(splits.train.class_names)).to(device_of(network))
     trained = nn.ModuleDict({"network": network, "heads": heads}) if objective.label_information else network
 
-    def loss(images: Tensor, labels: Tensor, progress: float) -> Tensor:
+    def loss(images: Tensor, labels: Tensor, done: float) -> Tensor:
+        progress = behind + (1 - behind) * done
         noise = max(0.0, 1.0 - progress / NOISE_ENDS) if objective.annealed else 1.0
         target = 0.0 if objective.zero_target else target_share(keep, progress)
         network.set_noise(noise)
@@ -174,8 +178,8 @@ def train_decoupled(
             total = total + objective.sparsity * distance(readings, target)
         return total
 
-    def may_be_chosen(progress: float, figures: Figures) -> float | None:
-        if progress < NOISE_ENDS or abs(figures["keep_ratio"] - keep) > KEEP_TOLERANCE:
+    def may_be_chosen(done: float, figures: Figures) -> float | None:
+        if behind + (1 - behind) * done < NOISE_ENDS or abs(figures["keep_ratio"] - keep) > KEEP_TOLERANCE:
             return None
         return figures["accuracy"]
 
