@@ -117,27 +117,28 @@ def pruned_networks(start: Bundle, work: Path) -> list[Pruned]:
 
 
 def tighten(network: GatedNet, images: ImageSet, keep: float) -> float:
-    """Move the offsets of all gates by one number, so that a share `keep` of the filters opens on `images`.
+    """Move the offsets of all gates, so that a share `keep` of the filters opens on `images`.
 
-    Those whose logits lay nearest to zero change sides first. The gates have to be normalised ones.
+    Each moves by the same number of standard deviations of its filter's logit, so that every gate goes on depending on
+    the image. The gates have to be normalised ones.
 
     Returns:
-        By how much.
+        By how many.
     """
-    offsets = [gate.normalise.bias for gate in network.gates() if isinstance(gate.normalise, nn.BatchNorm1d)]
-    before = [offset.detach().clone() for offset in offsets]
+    gates = [gate.normalise for gate in network.gates() if isinstance(gate.normalise, nn.BatchNorm1d)]
+    before = [gate.bias.detach().clone() for gate in gates]
 
-    def move(shift: float) -> float:
+    def move(deviations: float) -> float:
         with torch.no_grad():
-            for offset, was in zip(offsets, before, strict=True):
-                offset.copy_(was + shift)
+            for gate, offset in zip(gates, before, strict=True):
+                gate.bias.copy_(offset + deviations * gate.weight.abs())
         return measure_gates(network, images).keep_ratio
 
     low, high = -4.0, 4.0
-    for _ in range(10):
-        shift = (low + high) / 2
-        low, high = (shift, high) if move(shift) < keep else (low, shift)
-    return shift
+    for _ in range(8):
+        middle = (low + high) / 2
+        low, high = (middle, high) if move(middle) < keep else (low, middle)
+    return middle
 
 
 def _decouple_further(keep: float, start: Bundle, splits: Splits, folder: Path, schedule: Schedule) -> None:

@@ -21,7 +21,7 @@ def pruned(network: nn.Module, keep: float) -> nn.Module:
     for _, block in _blocks(smaller):
         filters = block.conv1.out_channels
         prune.ln_structured(block.conv1, "weight", filters - max(1, round(keep * filters)), n=1, dim=0)
-        kept = block.conv1.weight_mask.flatten(1).any(dim=1).nonzero().flatten()
+        kept = block.conv1.get_buffer("weight_mask").flatten(1).any(dim=1).nonzero().flatten()
         prune.remove(block.conv1, "weight")
         _cut(block, kept)
     return smaller
