@@ -1,6 +1,6 @@
 """Networks for the curves of accuracy against work: one trained bundle, decoupled at other keep ratios, and pruned.
 
-    python -m benchmarks.curves [--bundle DIR] [--work DIR] [--data-dir DIR] [--only NAME,NAME] [--names]
+    python -m benchmarks.curves [--bundle DIR] [--work DIR] [--data-dir DIR] [--only NAME,NAME]
 
 Each network is a short training from what the bundle holds, with its own objective's distillation and the same
 schedule: `keep0.5` from the decoupled network, its gates' offsets first moved so that half of the filters open;
