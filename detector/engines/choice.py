@@ -25,6 +25,7 @@ from detector.network.decouple import GatedNet
 from detector.paths.encoder import Evidence
 from detector.paths.path_encoding import Bits
 from detector.scoring.compiled_score import LinearScore
+from detector.scoring.thresholds import Scores
 
 _log = logging.getLogger(__name__)
 
@@ -199,7 +200,9 @@ def choose_engine(
                 made = CheckedEngine(make[name](compacted(program, never_open)), never_open, made)
             answers = made.answer(images[:4])
             found = agreement_of(answers.evidence, expected)
-            wrong = 0.0 if score is None else _score_error(answers, score)
+            wrong = 0.0
+            if score is not None and answers.scores is not None:
+                wrong = score_error(answers.scores, score.of(answers.evidence))
         except EngineError as error:
             refused[name] = str(error)
         else:
@@ -218,12 +221,9 @@ def choose_engine(
     return _fastest(engines, images, refused, _HOPELESS if device.type == "cpu" else np.inf).uncounted()
 
 
-def _score_error(answers: Answers, score: LinearScore) -> float:
-    """Largest difference of an engine's scores from the classifier's; of scores beyond 1, relative to it."""
-    if answers.scores is None:
-        return 0.0
-    expected = score.of(answers.evidence)
-    errors = np.abs(answers.scores - expected) / np.maximum(1.0, np.abs(expected))
+def score_error(found: Scores, expected: Scores) -> float:
+    """Largest difference of scores from the classifier's, both `(images,)`; of those beyond 1, relative to them."""
+    errors = np.abs(found - expected) / np.maximum(1.0, np.abs(expected))
     return float(np.nan_to_num(errors, nan=np.inf).max(initial=0.0))
 
 

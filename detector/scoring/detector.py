@@ -1,5 +1,6 @@
 """Images in, verdicts out: all that serving sees of the detector."""
 
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -9,7 +10,7 @@ import numpy.typing as npt
 
 from detector.batches import best_device, to_tensor
 from detector.bundle import Bundle
-from detector.engines.choice import FASTEST, Choice, choose_engine
+from detector.engines.choice import FASTEST, SCORE_TOLERANCE, Choice, choose_engine, score_error, smooth_images
 from detector.engines.engine import Answers
 from detector.engines.kernel_score import KernelScore
 from detector.errors import ArtifactError, EngineError, ImageError
@@ -18,9 +19,14 @@ from detector.interpretation.correction import Corrector
 from detector.interpretation.explanation import Explainer
 from detector.network.folding import fold_normalisation
 from detector.paths.encoder import Evidence, Floats
-from detector.scoring.compiled_score import compile_score, linear_score
+from detector.scoring.compiled_score import LinearScore, compile_score, linear_score
 from detector.scoring.detections import Detections
 from detector.scoring.thresholds import Calibration, Scores
+
+_log = logging.getLogger(__name__)
+
+# Made-up images on which the compiled score is held against the classifier.
+_HELD_AGAINST = 4
 
 
 class Detector:
@@ -60,11 +66,8 @@ class Detector:
         self.max_false_alarm_rate = info.max_false_alarm_rate
         self.calibration_images = len(self._calibration)
         linear = linear_score(classifier, self._features)
-        self._kernel_score: KernelScore | None = None
-        if linear is not None:
-            with suppress(EngineError):  # NumPy does it too
-                self._kernel_score = KernelScore(linear)
         self.choice: Choice = choose_engine(network, self.spec, linear, best_device(), engine, bundle.never_open())
+        self._kernel_score = None if linear is None else self._compiled(linear)
 
     @property
     def engine(self) -> str:
@@ -124,6 +127,18 @@ class Detector:
         if pixels.ndim != 4 or pixels.shape[1:] != expected or pixels.dtype != np.uint8:
             raise ImageError(f"expected uint8 pixels of shape (images, {expected}), got {pixels.dtype} {pixels.shape}")
         return detections_of(self.choice.answer(pixels), self._score_of, self._calibration)
+
+    def _compiled(self, linear: LinearScore) -> KernelScore | None:
+        """The compiled score for engines that give none, where it is built and says what the classifier says."""
+        with suppress(EngineError):  # NumPy does it too
+            compiled = KernelScore(linear)
+            evidence = self.choice.answer(smooth_images(self.spec, _HELD_AGAINST)).evidence
+            self.choice.uncounted()
+            error = score_error(compiled(evidence), self._score(self._features.of(evidence)))
+            if error <= SCORE_TOLERANCE:
+                return compiled
+            _log.warning("expected the scores of the classifier from the compiled one, got others by %.2g", error)
+        return None
 
     def _score_of(self, evidence: Evidence) -> Scores:
         if self._kernel_score is not None:
