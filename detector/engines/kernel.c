@@ -70,7 +70,7 @@ struct program {
 };
 
 /* Counted up where a struct or an argument changes its meaning; as in detector/engines/library.py. */
-#define VERSION 1
+#define VERSION 2
 
 /* What Python is held against before it calls: VERSION, then the sizes of map, step, score and program. */
 const int64_t *pathguard_layout(void)
@@ -290,24 +290,67 @@ static void convolve(const struct state *s, const struct step *step)
     }
 }
 
+/* A gate's second layer: logits of its filters from the sums of its units. */
+static void excite(const struct step *step, float *units, float *logits)
+{
+    for (int h = 0; h < step->hidden; h++) if (units[h] < 0) units[h] = 0;
+    for (int f = 0; f < step->filters; f++)
+        logits[f] = step->biases[f] + best.dot(units, step->weights + (int64_t)f * step->hidden, step->hidden);
+}
+
+/* Its first layer: what channel `c`, of `size` pixels, adds to the units. */
+static void squeeze(const struct step *step, int64_t c, const float *pixels, int64_t size, float *units)
+{
+    const float pooled = best.sum(pixels, size) / size;
+    const float *row = step->squeeze + c * step->hidden;
+    for (int h = 0; h < step->hidden; h++) units[h] += pooled * row[h];
+}
+
 static void gate(const struct state *s, const struct step *step)
 {
     const struct map *in = map_of(s, step->in);
     const int64_t size = size_of(in);
     const uint8_t *open = open_of(s, in);
-    const int hidden = step->hidden, filters = step->filters;
     float *units = s->arena + s->program->scratch, *logits = s->logits + step->gate;
-    memcpy(units, step->squeeze_biases, 4 * hidden);
-    for (int c = 0; c < in->channels; c++) {
-        if (!open[c]) continue;
-        const float pooled = best.sum(data_of(s, in) + c * size, size) / size;
-        const float *row = step->squeeze + (int64_t)c * hidden;
-        for (int h = 0; h < hidden; h++) units[h] += pooled * row[h];
-    }
-    for (int h = 0; h < hidden; h++) if (units[h] < 0) units[h] = 0;
-    for (int f = 0; f < filters; f++) {
-        logits[f] = step->biases[f] + best.dot(units, step->weights + (int64_t)f * hidden, hidden);
-        s->bits[step->gate + f] = logits[f] > 0;
+    memcpy(units, step->squeeze_biases, 4 * step->hidden);
+    for (int c = 0; c < in->channels; c++)
+        if (open[c]) squeeze(step, c, data_of(s, in) + c * size, size, units);
+    excite(step, units, logits);
+    for (int f = 0; f < step->filters; f++) s->bits[step->gate + f] = logits[f] > 0;
+}
+
+/* For an engine whose convolutions are another library's, and whose maps hold open channels only: what a gate says of
+ * one image. `read` are the numbers of the `channels` channels of `input`, null for all; `units` is room for the hidden
+ * ones. Writes the numbers of the open filters, in ascending order, and says how many they are. */
+int32_t pathguard_gate(const struct step *step, const float *input, const int64_t *read, int32_t channels, int64_t size,
+                       float *units, float *logits, int64_t *opened)
+{
+    int32_t count = 0;
+    memcpy(units, step->squeeze_biases, 4 * step->hidden);
+    for (int c = 0; c < channels; c++) squeeze(step, read ? read[c] : c, input + c * size, size, units);
+    excite(step, units, logits);
+    for (int f = 0; f < step->filters; f++)
+        if (logits[f] > 0) opened[count++] = f;
+    return count;
+}
+
+/* For the same engine: the weights of the `makes` filters `made` of a convolution of `channels` channels, for the
+ * `reads` channels `read` alone, and their biases; null for all. */
+void pathguard_cut(const struct step *step, int32_t channels, const int64_t *read, int32_t reads, const int64_t *made,
+                   int32_t makes, float *weights, float *biases)
+{
+    const int64_t taps = step->kernel_h * step->kernel_w;
+    for (int f = 0; f < makes; f++) {
+        const int64_t from = made ? made[f] : f;
+        const float *filter = step->weights + from * channels * taps;
+        biases[f] = step->biases[from];
+        if (!read)
+            memcpy(weights + f * (int64_t)reads * taps, filter, 4 * reads * taps);
+        else if (taps == 9) /* a copy of known size is a few instructions */
+            for (int c = 0; c < reads; c++) memcpy(weights + (f * (int64_t)reads + c) * 9, filter + read[c] * 9, 36);
+        else
+            for (int c = 0; c < reads; c++)
+                memcpy(weights + (f * (int64_t)reads + c) * taps, filter + read[c] * taps, 4 * taps);
     }
 }
 

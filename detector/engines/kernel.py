@@ -6,7 +6,6 @@ installed, if there is a C compiler; without one this engine is not there, and a
 
 import ctypes
 import threading
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
@@ -16,8 +15,8 @@ import numpy.typing as npt
 
 from detector.engines.engine import Answers
 from detector.engines.kernel_score import KernelScore
-from detector.engines.library import MapLayout, ProgramLayout, StepLayout, library
-from detector.engines.program import ALIGNMENT, CONVOLVE, GATE, Program, Step
+from detector.engines.library import MapLayout, ProgramLayout, StepLayout, layout_of, library
+from detector.engines.program import ALIGNMENT, CONVOLVE, GATE, Program
 from detector.errors import ImageError
 from detector.images import Pixels
 from detector.paths.encoder import Evidence
@@ -57,7 +56,7 @@ class KernelEngine:
             marks += shape.channels
         # The compiled code reads them where they lie: kept for as long as the engine.
         self._arrays = [{name: _aligned(array) for name, array in step.arrays.items()} for step in program.steps]
-        self._steps = (StepLayout * len(program.steps))(*map(_layout_of, program.steps, self._arrays))
+        self._steps = (StepLayout * len(program.steps))(*map(layout_of, program.steps, self._arrays))
         self._layout = ProgramLayout(
             maps=ctypes.addressof(self._maps), steps=ctypes.addressof(self._steps), steps_count=len(program.steps),
             classes=program.classes, filters=program.filters, result=program.result, marks=marks, scratch=floats,
@@ -126,21 +125,17 @@ class KernelEngine:
 
 
 def _aligned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """A copy that begins where a vector of the processor does; NumPy's arrays begin anywhere, which is slower."""
+    """The array, or a copy, that begins where a vector of the processor does; others are read slower.
+
+    Torch's tensors begin there, NumPy's arrays anywhere. Weights that are not copied are those of the program.
+    """
+    if array.flags.c_contiguous and array.ctypes.data % _VECTOR_BYTES == 0:
+        return array
     room = np.empty(array.nbytes + _VECTOR_BYTES, np.uint8)
     begin = -room.ctypes.data % _VECTOR_BYTES
     copy = room[begin : begin + array.nbytes].view(array.dtype).reshape(array.shape)
     copy[...] = array
     return copy
-
-
-def _layout_of(step: Step, arrays: Mapping[str, npt.NDArray[Any]]) -> StepLayout:
-    layout = StepLayout(kind=step.kind, input=step.input, other=step.other, out=step.out, **step.numbers)
-    if step.kind == CONVOLVE and "gate" not in step.numbers:
-        layout.gate = -1
-    for name, array in arrays.items():
-        setattr(layout, name, array.ctypes.data)
-    return layout
 
 
 def _places(program: Program) -> tuple[list[int], int]:

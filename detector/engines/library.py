@@ -5,14 +5,18 @@ It is built when Pathguard is installed, if there is a C compiler.
 
 import ctypes
 import importlib.util
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+import numpy.typing as npt
+
+from detector.engines.program import CONVOLVE, Step
 from detector.errors import EngineError
 
 LIBRARY = "detector.engines._kernel"
 # As in kernel.c.
-VERSION = 1
+VERSION = 2
 
 
 class MapLayout(ctypes.Structure):
@@ -75,6 +79,16 @@ class ProgramLayout(ctypes.Structure):
     )
 
 
+def layout_of(step: Step, arrays: Mapping[str, npt.NDArray[Any]]) -> StepLayout:
+    """`step` as the library reads it; `arrays`, its own or copies, have to be kept for as long as that."""
+    layout = StepLayout(kind=step.kind, input=step.input, other=step.other, out=step.out, **step.numbers)
+    if step.kind == CONVOLVE and "gate" not in step.numbers:
+        layout.gate = -1
+    for name, array in arrays.items():
+        setattr(layout, name, array.ctypes.data)
+    return layout
+
+
 @cache
 def library() -> Any:
     """The compiled library, set to the widest vectors of this processor.
@@ -110,5 +124,14 @@ def library() -> Any:
     ]  # fmt: skip
     loaded.pathguard_score.restype = None
     loaded.pathguard_score.argtypes = [ctypes.c_void_p, ctypes.c_int64, *[ctypes.c_void_p] * 5]
+    loaded.pathguard_gate.restype = ctypes.c_int32
+    loaded.pathguard_gate.argtypes = [
+        *[ctypes.c_void_p] * 3, ctypes.c_int32, ctypes.c_int64, *[ctypes.c_void_p] * 3,
+    ]  # fmt: skip
+    loaded.pathguard_cut.restype = None
+    loaded.pathguard_cut.argtypes = [
+        ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p, ctypes.c_int32,
+        *[ctypes.c_void_p] * 2,
+    ]  # fmt: skip
     loaded.pathguard_use(None)
     return loaded

@@ -6,7 +6,7 @@ part of its step. A network with anything that the kernel does not know is refus
 
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -388,6 +388,13 @@ class _Lowering:
         if value.numel() not in (1, channels) or (value.numel() > 1 and value.shape[-3:] != (channels, 1, 1)):
             raise EngineError(f"expected a constant for each channel, got {tuple(value.shape)}")
         scale, shift = (part.expand(channels).contiguous() for part in parts(value.reshape(-1)))
+        last = self._steps[-1]
+        follows = isinstance(source, fx.Node) and _only_user(source) is node and self._of[source] == last.out
+        if last.kind == AFFINE and follows:  # a mean taken off, then a division: one step for both
+            weights, biases = (last.arrays[name] * _array(scale) for name in ("weights", "biases"))
+            self._steps[-1] = replace(last, arrays={"weights": weights, "biases": biases + _array(shift)})
+            self._of[node] = last.out
+            return
         self._add_step(AFFINE, node, source, arrays={"weights": _array(scale), "biases": _array(shift)})
 
     def concatenate(self, node: fx.Node) -> None:

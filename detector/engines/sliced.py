@@ -1,10 +1,13 @@
 """Skipping in torch eager: for each image, weights cut down to what its path leaves, given to the stock convolution.
 
 Feature maps hold open channels only, so that nothing is read or copied for closed ones. What costs time at one small
-image is the number of calls into torch: gates, a few hundred multiplications each, are computed in NumPy instead.
+image is the number of calls into torch: gates and cuts are computed beside it (see `detector.engines.cuts`), and what
+a step needs is looked up when the engine is made.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,29 +17,27 @@ from torch import Tensor
 
 from detector.batches import to_tensor
 from detector.engines import program as kinds
+from detector.engines.cuts import cut_of, gate_of
 from detector.engines.engine import Answers
 from detector.engines.program import FeatureMap, Program, Step
 from detector.images import Pixels
-from detector.paths.encoder import Evidence, Floats
+from detector.paths.encoder import Evidence
 from detector.paths.path_encoding import PathEncoding
 
-Numbers = npt.NDArray[np.intp]
 
-
-@dataclass(frozen=True, slots=True)
-class _Open:
-    """Which channels a compact map holds."""
-
-    numbers: Numbers
-    tensor: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class _Value:
-    """A feature map: its open channels, `(1, open, height, width)`, and which they are; None for all."""
+class _Value(NamedTuple):
+    """A feature map: its open channels, `(1, open, height, width)`, and their numbers; None for all."""
 
     tensor: Tensor
-    open: _Open | None
+    open: Tensor | None
+
+
+class _Image(NamedTuple):
+    """What is known of one image so far: maps by number, open filters by the first bit of their gate, gate logits."""
+
+    values: dict[int, _Value]
+    opened: dict[int, Tensor]
+    gate_logits: Tensor
 
 
 class SlicedEngine:
@@ -44,107 +45,82 @@ class SlicedEngine:
 
     name = "sliced"
 
-    def __init__(self, program: Program) -> None:
-        """Take the steps of `program`."""
+    def __init__(self, program: Program, compiled: bool = True) -> None:
+        """Take the steps of `program`.
+
+        Args:
+            program: of the decoupled network.
+            compiled: whether the compiled library computes gates and cuts, where it is built.
+        """
         self._program = program
-        self._tensors = [
-            {name: torch.from_numpy(array) for name, array in step.arrays.items()} for step in self._program.steps
-        ]
+        self._steps = [_step(step, program, compiled) for step in program.steps if step.kind != kinds.PIXELS]
+        self._image = next(step.out for step in program.steps if step.kind == kinds.PIXELS)
 
     def answer(self, pixels: Pixels) -> Answers:
         """As `Engine.answer`."""
         class_logits = np.empty((len(pixels), self._program.classes), np.float32)
-        gate_logits = np.empty((len(pixels), self._program.filters), np.float32)
+        gate_logits = torch.empty(len(pixels), self._program.filters)
         with torch.inference_mode():
             for index in range(len(pixels)):
-                class_logits[index] = self._run(to_tensor(pixels[index : index + 1], _CPU), gate_logits[index])
-        return Answers(Evidence(class_logits, gate_logits, PathEncoding(gate_logits > 0, self._program.layers)))
-
-    def _run(self, image: Tensor, gate_logits: Floats) -> Floats:
-        values: dict[int, _Value] = {}
-        opened: dict[int, _Open] = {}
-        for step, tensors in zip(self._program.steps, self._tensors, strict=True):
-            if step.kind == kinds.GATE:
-                opened[step.numbers["gate"]] = _gate(step, values[step.input], gate_logits)
-            elif step.kind == kinds.PIXELS:
-                values[step.out] = _Value(image, None)
-            elif step.kind == kinds.CONVOLVE:
-                other = values[step.other] if step.other >= 0 else None
-                gate = opened.get(step.numbers["gate"])
-                if gate is not None and "kept" in step.arrays:
-                    gate = _among(gate, step.arrays["kept"])
-                values[step.out] = _convolution(step, tensors, values[step.input], gate, other)
-            else:
-                other = values[step.other] if step.other >= 0 else None
-                maps = self._program.maps
-                values[step.out] = _other(step, tensors, values[step.input], other, maps[step.input], maps[step.out])
-        logits: Floats = values[self._program.result].tensor.reshape(-1).numpy()
-        return logits
+                values = {self._image: _Value(to_tensor(pixels[index : index + 1], _CPU), None)}
+                image = _Image(values, {}, gate_logits[index])
+                for step in self._steps:
+                    step(image)
+                class_logits[index] = values[self._program.result].tensor.reshape(-1).numpy()
+        logits = gate_logits.numpy()
+        return Answers(Evidence(class_logits, logits, PathEncoding(logits > 0, self._program.layers)))
 
 
 _CPU = torch.device("cpu")
 
 
-def _gate(step: Step, value: _Value, gate_logits: Floats) -> _Open:
-    arrays, first = step.arrays, step.numbers["gate"]
-    tensor = value.tensor
-    channels, pixels = tensor.shape[1], tensor.shape[2] * tensor.shape[3]
-    summed = tensor.reshape(channels, pixels).sum(1).numpy()
-    squeeze = arrays["squeeze"] if value.open is None else arrays["squeeze"].take(value.open.numbers, axis=0)
-    units = summed @ squeeze
-    units /= pixels
-    units += arrays["squeeze_biases"]
-    logits = arrays["weights"] @ np.maximum(units, 0, out=units)
-    logits += arrays["biases"]
-    gate_logits[first : first + len(logits)] = logits
-    numbers = (logits > 0).nonzero()[0]
-    return _Open(numbers, torch.from_numpy(numbers))
+def _step(step: Step, program: Program, compiled: bool) -> Callable[[_Image], None]:
+    if step.kind == kinds.GATE:
+        gate, first, source = gate_of(step, compiled), step.numbers["gate"], step.input
+
+        def decide(image: _Image) -> None:
+            value = image.values[source]
+            image.opened[first] = gate(value.tensor, value.open, image.gate_logits)
+
+        return decide
+    if step.kind == kinds.CONVOLVE:
+        return _convolution(step, compiled)
+    tensors = {name: torch.from_numpy(array) for name, array in step.arrays.items()}
+    return partial(_run_other, step, tensors, program.maps[step.input], program.maps[step.out])
 
 
-def _among(gate: _Open, kept: npt.NDArray[np.int32]) -> _Open:
+def _convolution(step: Step, compiled: bool) -> Callable[[_Image], None]:
+    cut, kept, filters = cut_of(step, compiled), step.arrays.get("kept"), len(step.arrays["biases"])
+    first, stride, padding = (step.numbers[name] for name in ("gate", "stride", "padding"))
+    relu_before, relu_after = step.numbers["relu_before"], step.numbers["relu_after"]
+
+    def convolve(image: _Image) -> None:
+        tensor, read = image.values[step.input]
+        made = image.opened[first] if first >= 0 else None
+        if made is not None and kept is not None:
+            made = _among(made, kept)
+        weights, biases = cut(read, made)
+        if made is not None and not made.numel():
+            out = tensor.new_zeros(1, 0, *_size_after(step.numbers, tensor))
+        elif read is not None and not read.numel():
+            out = biases[None, :, None, None].expand(1, -1, *_size_after(step.numbers, tensor)).clone()
+        else:
+            out = torch.conv2d(tensor, weights, biases, stride, padding)
+        if relu_before:
+            out.relu_()
+        value = _Value(out, made)
+        if step.other >= 0:
+            value = _sum(value, image.values[step.other], filters)
+            if relu_after:
+                value.tensor.relu_()
+        image.values[step.out] = value
+
+    return convolve
+
+
+def _among(made: Tensor, kept: npt.NDArray[np.int32]) -> Tensor:
     """The open filters' places among those that are kept."""
-    numbers = np.flatnonzero(np.isin(kept, gate.numbers))
-    return _Open(numbers, torch.from_numpy(numbers))
-
-
-def _convolution(
-    step: Step, tensors: dict[str, Tensor], value: _Value, gate: _Open | None, other: _Value | None
-) -> _Value:
-    weights, biases = _cut_weights(step, tensors, value.open, gate)
-    numbers = step.numbers
-    if gate is not None and not len(gate.numbers):
-        made = value.tensor.new_zeros(1, 0, *_size_after(numbers, value.tensor))
-    elif value.open is not None and not len(value.open.numbers):
-        made = biases[None, :, None, None].expand(1, -1, *_size_after(numbers, value.tensor)).clone()
-    else:
-        made = torch.conv2d(value.tensor, weights, biases, numbers["stride"], numbers["padding"])
-    if numbers["relu_before"]:
-        made.relu_()
-    if other is None:
-        return _Value(made, gate)
-    summed = _sum(_Value(made, gate), other, len(tensors["biases"]))
-    if numbers["relu_after"]:
-        summed.tensor.relu_()
-    return summed
-
-
-def _cut_weights(
-    step: Step, tensors: dict[str, Tensor], read: _Open | None, made: _Open | None
-) -> tuple[Tensor, Tensor]:
-    """Weights and biases of the open filters, for the open channels: one copy. NumPy takes small ones sooner."""
-    weights, biases = step.arrays["weights"], step.arrays["biases"]
-    filters, channels, *window = weights.shape
-    if made is None and read is None:
-        return tensors["weights"], tensors["biases"]
-    if read is None:
-        assert made is not None
-        taken = weights.take(made.numbers, axis=0)
-    else:
-        rows = np.arange(filters) if made is None else made.numbers
-        pairs = rows[:, None] * channels + read.numbers
-        taken = weights.reshape(filters * channels, *window).take(pairs, axis=0)
-    cut = tensors["biases"] if made is None else torch.from_numpy(biases.take(made.numbers))
-    return torch.from_numpy(taken), cut
+    return torch.from_numpy(np.flatnonzero(np.isin(kept, made.numpy())))
 
 
 def _sum(one: _Value, other: _Value, channels: int) -> _Value:
@@ -153,9 +129,9 @@ def _sum(one: _Value, other: _Value, channels: int) -> _Value:
         return _Value(one.tensor.add_(other.tensor), None)
     if one.open is None:
         assert other.open is not None
-        return _Value(one.tensor.index_add_(1, other.open.tensor, other.tensor), None)
+        return _Value(one.tensor.index_add_(1, other.open, other.tensor), None)
     whole = other.tensor if other.open is None else _whole(other, channels).tensor
-    return _Value(torch.index_add(whole, 1, one.open.tensor, one.tensor), None)
+    return _Value(torch.index_add(whole, 1, one.open, one.tensor), None)
 
 
 def _whole(value: _Value, channels: int) -> _Value:
@@ -163,11 +139,21 @@ def _whole(value: _Value, channels: int) -> _Value:
     if value.open is None:
         return value
     zeros = value.tensor.new_zeros(1, channels, *value.tensor.shape[2:])
-    return _Value(zeros.index_copy_(1, value.open.tensor, value.tensor), None)
+    return _Value(zeros.index_copy_(1, value.open, value.tensor), None)
+
+
+def _run_other(step: Step, tensors: Mapping[str, Tensor], before: FeatureMap, after: FeatureMap, image: _Image) -> None:
+    other = image.values[step.other] if step.other >= 0 else None
+    image.values[step.out] = _other(step, tensors, image.values[step.input], other, before, after)
 
 
 def _other(
-    step: Step, tensors: dict[str, Tensor], value: _Value, other: _Value | None, before: FeatureMap, after: FeatureMap
+    step: Step,
+    tensors: Mapping[str, Tensor],
+    value: _Value,
+    other: _Value | None,
+    before: FeatureMap,
+    after: FeatureMap,
 ) -> _Value:
     if not value.tensor.shape[1]:  # torch pools no image without channels
         value = _whole(value, before.channels)
@@ -208,8 +194,7 @@ def _other(
             return _Value(summed.tensor.relu_() if numbers["relu_after"] else summed.tensor, None)
 
 
-def _size_after(numbers: object, tensor: Tensor) -> tuple[int, int]:
-    assert isinstance(numbers, dict)
+def _size_after(numbers: Mapping[str, int], tensor: Tensor) -> tuple[int, int]:
     height, width = (
         (side + 2 * numbers["padding"] - numbers[kernel]) // numbers["stride"] + 1
         for side, kernel in zip(tensor.shape[2:], ("kernel_h", "kernel_w"), strict=True)

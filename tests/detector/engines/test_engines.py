@@ -1,5 +1,7 @@
 """Every engine says what the masked network says."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -39,7 +41,13 @@ def has_kernel():
 
 needs_kernel = pytest.mark.skipif(not has_kernel(), reason="the compiled kernel was not built")
 every_engine = pytest.mark.parametrize(
-    "engine", [pytest.param(KernelEngine, marks=needs_kernel), OnnxEngine, SlicedEngine]
+    "engine",
+    [
+        pytest.param(KernelEngine, marks=needs_kernel),
+        OnnxEngine,
+        SlicedEngine,
+        pytest.param(partial(SlicedEngine, compiled=False), id="SlicedEngine-in-NumPy"),
+    ],
 )
 
 
@@ -218,6 +226,18 @@ def test_ordinary_ways_of_writing_a_network_are_understood(engine, end):
     found = agreement(engine, network, spec, smooth_images(spec, 6, seed=1))
 
     assert found.exact, found
+
+
+def test_taking_the_mean_off_and_dividing_is_one_step():
+    spec = ImageSpec(9, 9, 3)
+    backbone = build_network("resnet8", 3, 4)
+    backbone.normalise.set_statistics(torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.4, 0.5, 0.6]))
+
+    steps = program_of(settled(backbone, tensor(spec)), spec).steps
+
+    [both] = [step for step in steps if step.kind == program.AFFINE]
+    image = np.array([0.5, 0.5, 0.5], np.float32)
+    np.testing.assert_allclose(image * both.arrays["weights"] + both.arrays["biases"], [1, 0.6, 1 / 3], rtol=1e-5)
 
 
 @pytest.mark.parametrize(
