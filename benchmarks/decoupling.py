@@ -29,8 +29,8 @@ from attacks.recipes import RECIPES
 from attacks.selection import rightly_classified
 from benchmarks.masks import RandomMask, StaticMask, put_masks
 from benchmarks.onnx_sessions import WithGateLogits, onnx_call
-from benchmarks.overhead import interleaved
 from benchmarks.report import Row, machine, print_rows, write_rows
+from benchmarks.timing import interleaved
 from detector.batches import best_device, device_of, to_pixels, to_tensor
 from detector.bundle import MANIFEST, Bundle
 from detector.datasets import Splits, load_splits

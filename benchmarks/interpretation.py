@@ -24,8 +24,9 @@ import typer
 
 from attacks.store import AttackStore
 from benchmarks.browser import browser, find_chromium
-from benchmarks.overhead import fresh_bundle, interleaved
+from benchmarks.overhead import fresh_bundle
 from benchmarks.report import Row, print_rows, write_rows
+from benchmarks.timing import interleaved
 from detector.batches import to_tensor
 from detector.bundle import Bundle
 from detector.datasets import ImageSet, Splits, load_splits

@@ -9,8 +9,7 @@ torch's own tool. Repetitions are interleaved.
 """
 
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +19,7 @@ import typer
 from torch.fx.experimental.optimization import fuse
 
 from benchmarks.report import Row, print_rows, write_rows
+from benchmarks.timing import interleaved
 from detector.batches import to_tensor
 from detector.bundle import (
     Bundle,
@@ -122,18 +122,6 @@ def _plain(backbone: torch.nn.Module, pixels: Pixels) -> Callable[[], object]:
             return backbone(images)
 
     return forward
-
-
-def interleaved(calls: Sequence[Callable[[], object]], repetitions: int) -> list[float]:
-    """Median seconds of each call."""
-    taken: list[list[float]] = [[] for _ in calls]
-    for repetition in range(repetitions + 3):
-        for call, times in zip(calls, taken, strict=True):
-            began = time.perf_counter()
-            call()
-            if repetition >= 3:  # the first ones warm up
-                times.append(time.perf_counter() - began)
-    return [float(np.median(times)) for times in taken]
 
 
 if __name__ == "__main__":

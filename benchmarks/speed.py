@@ -1,25 +1,30 @@
 """Label and verdict against the label alone: is the network with its detector faster than without?
 
-    python -m benchmarks.speed [--only NETWORK] [--threads N] [--quick] [--json FILE]
-                               [--bundle DIR --data-dir DIR] [--picture FILE]
+    python -m benchmarks.speed [--only NETWORK] [--threads N] [--quick] [--json FILE] [--anew]
+                               [--bundle DIR] [--curves DIR] [--data-dir DIR] [--picture FILE] [--work DIR]
 
 Each network is decoupled at a keep ratio of 0.6 with fresh weights, its normalisations settled on made-up images, so
 that about that share of the filters opens and depends on the image; time does not depend on whether labels are right.
 The plain side takes a ready tensor and gives logits, in torch eager, torch.compile and ONNX Runtime; ours takes 8-bit
 pixels and gives labels, probabilities, scores, p-values and paths. Repetitions are interleaved, each on another image.
 A network whose filters are cut to as many multiply-accumulates, the same for all images, stands beside: what static
-pruning would give, at whatever accuracy.
+pruning would give, at whatever accuracy. As in the server, memory that was freed is kept, by all sides.
 
-With a trained bundle its labels are held against the masked network's on the test images, and it is a point of the
-table (and picture) of accuracy against multiply-accumulates and milliseconds; `--bundle` may be given again.
+With a trained bundle the labels of the engine are held against the masked network's on all test images, and, with what
+`python -m benchmarks.curves` has trained from it, accuracy is told against multiply-accumulates and milliseconds, for
+decoupled and for statically pruned networks.
+
+What is measured is kept in the work folder, a network at a time, and read again by a later run of the same sources on
+the same machine; `--anew` measures all of it again.
 """
 
-import copy
-import itertools
+import hashlib
+import json as jsonlib
 import multiprocessing
+import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,19 +34,26 @@ import torch
 import typer
 from torch import nn
 
+from benchmarks import curve_points
+from benchmarks.curve_picture import draw_curves
+from benchmarks.curve_points import Curves, Point
+from benchmarks.curves import BUNDLE
+from benchmarks.curves import WORK as CURVES
 from benchmarks.onnx_sessions import onnx_call
-from benchmarks.overhead import interleaved
-from benchmarks.report import Row, print_rows, write_rows
+from benchmarks.plain import CPU, EAGER, best_of, each_image, forward, plain_sides
+from benchmarks.report import Row, machine, print_rows, write_rows
+from benchmarks.timing import interleaved
 from detector.batches import to_tensor
-from detector.bundle import Bundle
-from detector.datasets import load_splits
+from detector.bundle import MANIFEST, Bundle
 from detector.engines.choice import Choice, agreement_of, choose_engine, smooth_images
 from detector.engines.engine import Engine
 from detector.engines.kernel import KernelEngine
 from detector.engines.kernel_score import KernelScore
 from detector.engines.masked import MaskedEngine
 from detector.engines.program import program_of
+from detector.files import write_whole
 from detector.images import ImageSpec, Pixels
+from detector.memory import keep_freed_memory
 from detector.network.decouple import GatedNet, decouple
 from detector.network.macs import cost_of
 from detector.network.networks import build_network
@@ -53,10 +65,10 @@ from detector.scoring.classifier import default_estimator
 from detector.scoring.compiled_score import LinearScore, linear_score
 from detector.scoring.detector import detections_of
 from detector.scoring.thresholds import Calibration, Scores
+from pathguard.commands.options import DataDir
 from pathguard.tables import show
 
 KEEP = 0.6
-CPU = torch.device("cpu")
 VGG16 = ((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3)
 # Network -> side of its images, classes; bars of eager, best engine, batch 32.
 SIZES = {"resnet20": (32, 10), "resnet56": (32, 10), "resnet18": (224, 1000), "vgg16": (224, 1000)}
@@ -66,6 +78,14 @@ FEATURES = {10: "all", 1000: "bits+gates+margins"}
 DEPTHS = {"resnet20": 20, "resnet56": 56}
 EAGER_BARS = {"resnet20": 0.9, "resnet56": 0.8, "resnet18": 0.7, "vgg16": 0.7}
 BEST_BARS = {"resnet20": 1.15, "resnet56": 1.0, "resnet18": 0.9, "vgg16": 0.9}
+# CIFAR-10: method, network, accuracy of the plain network and with the method, share of operations left out; percent.
+# Gao et al., "Dynamic Channel Pruning: Feature Boosting and Suppression", ICLR 2019; Elkerdawy et al., "Fire Together
+# Wire Together", CVPR 2022. As their papers state them, not run here.
+PUBLISHED = (
+    ("FTWT", "ResNet-56", 93.66, 92.63, 66.0),
+    ("FTWT", "VGG16-bn", 93.82, 93.73, 56.0),
+    ("FBS", "M-CifarNet", 91.37, 90.54, 66.7),
+)
 BATCH, BATCH_BAR, LIMIT_BAR, VERDICT_BAR, MEMORY_BAR, LABELS_BAR = 32, 1.1, 1.5, 3.0, 1.1, 99.99
 
 
@@ -91,22 +111,91 @@ class Subject:
 
 
 def main(
-    only: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(SIZES)}; may be given again.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(SIZES)}, curves; may be given again.")] = None,
     threads: Annotated[int, typer.Option(help="Threads of one call.", min=1)] = 1,
     quick: Annotated[bool, typer.Option(help="Under a minute: ResNet-20 alone, without torch.compile.")] = False,
     json: Annotated[Path | None, typer.Option(help="File for the rows {figure, value, bar, met}.")] = None,
-    bundle: Annotated[list[Path] | None, typer.Option(help="Trained bundles.")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Where their data lies.")] = None,
-    picture: Annotated[Path | None, typer.Option(help="File for the picture of the bundles.")] = None,
+    anew: Annotated[bool, typer.Option(help="Measure what an earlier run has measured, too.")] = False,
+    bundle: Annotated[Path, typer.Option(help="Trained bundle.")] = BUNDLE,
+    curves: Annotated[Path, typer.Option(help="What benchmarks.curves trained from it.")] = CURVES,
+    data_dir: DataDir = None,
+    picture: Annotated[Path | None, typer.Option(help="File for the picture of the curves.")] = None,
+    work: Annotated[Path, typer.Option(help="Folder of what was measured.")] = Path("runs/speed"),
 ) -> None:
     """Measure and print."""
     torch.set_num_threads(threads)
-    names = ["resnet20"] if quick else only or list(SIZES)
-    rows = [row for name in SIZES for row in _network_rows(name, _measure(name, quick) if name in names else None)]
-    rows += _bundle_rows(bundle or [], data_dir, picture, quick)
+    keep_freed_memory()
+    if unknown := set(only or ()) - {*SIZES, "curves"}:
+        raise typer.BadParameter(f"expected {', '.join(SIZES)} or curves, got {', '.join(sorted(unknown))}")
+    wanted = ["resnet20"] if quick else only or [*SIZES, "curves"]
+    kept = Kept(work, threads, anew, quick)
+    rows: list[Row] = []
+    for name in SIZES:
+        found = kept.measured(name, partial(_asdict_measured, name, quick)) if name in wanted else None
+        rows += _network_rows(name, None if found is None else Measured(**found))
+    points = None
+    if "curves" in wanted and (bundle / MANIFEST).exists():
+        start = Bundle(bundle)
+        made = sorted(str(file) for file in curves.glob("*/*") if file.is_file())
+        read = kept.measured(
+            "curves", lambda: asdict(curve_points.measure(start, curves, data_dir)), start.network_digest, *made
+        )
+        points = Curves(**{**read, "points": tuple(Point(**point) for point in read["points"])})
+    rows += _curve_rows(points)
+    if points is not None:
+        show(
+            "accuracy against work, batch 1, without the verdict; accuracy on all test images",
+            curve_points.table_of(points),
+        )
+        if picture is not None:
+            draw_curves(
+                picture,
+                points,
+                f"{bundle.name} on {machine().split(',')[0]}; beside each point, the share of filters kept",
+            )
+        show(
+            "operations left out, as published by their authors, and ours",
+            _published(points, start.manifest.network.name),
+        )
     print_rows(f"keep ratio {KEEP}, {threads} thread(s), medians of interleaved repetitions", rows)
     if json is not None:
         write_rows(json, rows)
+
+
+class Kept:
+    """What was measured, by name, in a folder: of the same sources, machine and threads alone."""
+
+    def __init__(self, folder: Path, threads: int, anew: bool, quick: bool) -> None:
+        """Quick measurements are neither kept nor read."""
+        self._folder, self._anew, self._quick = folder, anew, quick
+        root = Path(__file__).resolve().parent.parent
+        sources = (file for part in ("detector", "benchmarks") for file in sorted((root / part).rglob("*")))
+        digest = hashlib.sha256(f"{machine()} {threads}".encode())
+        for file in sources:
+            if file.suffix in (".py", ".c", ".h", ".so"):
+                digest.update(file.read_bytes())
+        self._identity = digest.hexdigest()
+
+    def measured(self, name: str, measure: Callable[[], dict[str, Any]], *also: str) -> dict[str, Any]:
+        """What is kept under `name`, or `measure` gives and is kept from then on.
+
+        Args:
+            name: of the measurement.
+            measure: gives JSON values.
+            also: what it was measured of, beside the sources.
+        """
+        file, identity = self._folder / f"{name}.json", [self._identity, *also]
+        if file.exists() and not (self._anew or self._quick):
+            content = jsonlib.loads(file.read_text())
+            if content["identity"] == identity:
+                print(f"{name}: read again from {file}", file=sys.stderr, flush=True)
+                found: dict[str, Any] = content["measured"]
+                return found
+        print(f"{name}: measuring", file=sys.stderr, flush=True)
+        made = measure()
+        if not self._quick:
+            write_whole(file, jsonlib.dumps({"identity": identity, "measured": made}).encode())
+        return made
 
 
 def build(name: str) -> tuple[nn.Module, ImageSpec]:
@@ -169,7 +258,8 @@ class Measured:
         opened: share of open filters.
         verdict: the score's share of label and verdict.
         alike: share of labels that are the masked network's.
-        memory: peak of our process over the plain one's; None in a quick run.
+        memory: peak of a process with our kernel over the plain one's; None in a quick run.
+        memory_served: the same of one that chooses its engine by measuring them all.
     """
 
     one: Mapping[str, float]
@@ -179,15 +269,16 @@ class Measured:
     verdict: float
     alike: float
     memory: float | None
+    memory_served: float | None
 
 
 def _network_rows(name: str, m: Measured | None) -> Iterator[Row]:
-    best = m.one["ours"] / _best(m.one) if m else None
+    best = m.one["ours"] / best_of(m.one) if m else None
     held = [
         ("batch 1: label + verdict / plain, both in torch eager",
-         m.one["ours, sliced"] / m.one["torch eager"] if m else None, EAGER_BARS[name]),
+         m.one["ours, sliced"] / m.one[EAGER] if m else None, EAGER_BARS[name]),
         ("batch 1: label + verdict / plain, best engine of each", best, BEST_BARS[name]),
-        (f"batch {BATCH}: the same", m.many["ours"] / _best(m.many) if m else None, BATCH_BAR),
+        (f"batch {BATCH}: the same", m.many["ours"] / best_of(m.many) if m else None, BATCH_BAR),
         ("batch 1: time / (plain time x share of MACs left)", best / m.macs if m and best else None, LIMIT_BAR),
         ("batch 1: verdict alone, % of the total",
          100 * m.verdict if m else None, VERDICT_BAR),
@@ -197,6 +288,7 @@ def _network_rows(name: str, m: Measured | None) -> Iterator[Row]:
         yield Row(figure=f"{name}, {figure}", value=value, bar=bar)
     if m is None:
         return
+    yield Row(figure=f"{name}, the same where the engine is chosen by measuring", value=m.memory_served)
     yield Row(
         figure=f"{name}, labels equal to the masked network's, % of made-up images", value=100 * m.alike,
         bar=LABELS_BAR, at_most=False,
@@ -208,9 +300,37 @@ def _network_rows(name: str, m: Measured | None) -> Iterator[Row]:
             yield Row(figure=f"{name}, batch {batch}: {side}, ms", value=1000 * seconds)
 
 
-def _best(times: Mapping[str, float]) -> float:
-    """Of the plain network."""
-    return min(times[side] for side in ("torch eager", "torch.compile", "ONNX Runtime") if side in times)
+def _curve_rows(curves: Curves | None) -> Iterator[Row]:
+    yield Row(
+        figure="labels equal to the masked network's, trained bundles, % of all test images",
+        value=curves.labels if curves else None, bar=LABELS_BAR, at_most=False,
+    )  # fmt: skip
+    if curves is None:
+        return
+    yield Row(
+        figure="path bits of trained bundles that differ, gate logit within 1e-4 of zero", value=curves.unsure_bits
+    )
+    yield Row(figure="path bits of trained bundles that differ elsewhere", value=curves.wrong_bits, bar=0)
+    for point in curves.of(curve_points.OURS):
+        yield Row(
+            figure=f"keep {point.keep:g}: ms / those of a pruned network as accurate",
+            value=curves.ours_over_static(point.keep),
+        )
+
+
+def _published(curves: Curves, network: str) -> list[dict[str, object]]:
+    """Operations that are left out, as the papers say (see docs/speed.md), and those of our networks."""
+    columns = ("method", "network", "plain, %", "accuracy, %", "left out, %")
+    [plain] = curves.of(curve_points.PLAIN)
+    ours = [
+        (f"ours, keep {point.keep:g}", network, plain.accuracy, point.accuracy, 100 - point.macs)
+        for point in curves.of(curve_points.OURS)
+    ]
+    return [dict(zip(columns, row, strict=True)) for row in (*PUBLISHED, *ours)]
+
+
+def _asdict_measured(name: str, quick: bool) -> dict[str, Any]:
+    return asdict(_measure(name, quick))
 
 
 def _measure(name: str, quick: bool) -> Measured:
@@ -229,29 +349,33 @@ def _measure(name: str, quick: bool) -> Measured:
     # Ours and the plain ones first and among themselves; what is only told beside them must not empty their caches.
     engines = {"ours": chosen.engines[1], "ours, sliced": sliced.engines[1]}
     sides = {side: partial(_verdict, subject, made) for side, made in engines.items()}
-    plain = _plain_sides(subject.backbone, pool[:1], compiled=not quick)
-    calls = {side: _each_image(call, pool) for side, call in (sides | plain).items()}
+    plain = plain_sides(subject.backbone, pool[:1], compiled=not quick)
+    calls = {side: each_image(call, pool) for side, call in (sides | plain).items()}
     one = dict(zip(calls, interleaved(list(calls.values()), repetitions), strict=True))
-    beside = {f"ours, {made.name}": _each_image(partial(_verdict, subject, made), pool) for made in _others(subject)}
+    beside = {f"ours, {made.name}": each_image(partial(_verdict, subject, made), pool) for made in _others(subject)}
     narrow = _narrow(name, macs)
     static = None if narrow is None else onnx_call(narrow, to_tensor(pool[:1], CPU))
     if static is not None:
         beside["static, as many MACs, ONNX Runtime"] = static
     one |= dict(zip(beside, interleaved(list(beside.values()), repetitions // 2 + 1), strict=True))
+    verdict = _verdict_seconds(subject, evidence) / one["ours"]
 
     batch = smooth_images(spec, BATCH, seed=8)
     many_calls: dict[str, Callable[[], object]] = {
         "ours": lambda: detections_of(chosen.answer(batch), subject.score_of, subject.calibration)
     }
-    many_calls |= {side: partial(call, batch) for side, call in _plain_sides(subject.backbone, batch, False).items()}
+    many_calls |= {side: partial(call, batch) for side, call in plain_sides(subject.backbone, batch, False).items()}
     many = dict(zip(many_calls, interleaved(list(many_calls.values()), max(1, repetitions // 20)), strict=True))
 
     looked_at = smooth_images(spec, 1000 if small and not quick else len(pool), seed=9)
     found = agreement_of(chosen.answer(looked_at).evidence, masked.answer(looked_at).evidence)
     assert found.exact, found
-    memory = None if quick else _peak("ours", name) / _peak("plain", name)
-    opened = float(evidence.path.bits.mean())
-    return Measured(one, many, macs, opened, _verdict_seconds(subject, evidence) / one["ours"], found.labels, memory)
+    memory = served = None
+    if not quick:
+        del subject, network, chosen, sliced, masked, engines, sides, plain, calls, beside, many_calls, narrow, static
+        at_most = _peak("plain", name)
+        memory, served = _peak("ours", name) / at_most, _peak("served", name) / at_most
+    return Measured(one, many, macs, float(evidence.path.bits.mean()), verdict, found.labels, memory, served)
 
 
 def _others(subject: Subject) -> Iterator[Engine]:
@@ -263,34 +387,6 @@ def _others(subject: Subject) -> Iterator[Engine]:
 
 def _verdict(subject: Subject, engine: Engine | Choice, pixels: Pixels) -> object:
     return detections_of(engine.answer(pixels), subject.score_of, subject.calibration)
-
-
-def _plain_sides(backbone: nn.Module, pixels: Pixels, compiled: bool) -> dict[str, Callable[[Pixels], object]]:
-    """The plain network in each engine; what is given to a call is left aside, all take the same ready tensor."""
-    images = to_tensor(pixels, CPU)
-    sides: dict[str, Callable[[Pixels], object]] = {"torch eager": lambda _: _forward(backbone, images)}
-    if compiled:
-        faster = torch.compile(copy.deepcopy(backbone))
-        sides["torch.compile"] = lambda _: _forward(faster, images)
-    session = onnx_call(backbone, images)
-    if session is not None:
-        sides["ONNX Runtime"] = lambda _: session()
-    return sides
-
-
-def _forward(network: Callable[[torch.Tensor], object], images: torch.Tensor) -> object:
-    with torch.inference_mode():
-        return network(images)
-
-
-def _each_image(call: Callable[[Pixels], object], pool: Pixels) -> Callable[[], object]:
-    turns = itertools.cycle(range(len(pool)))
-
-    def run() -> object:
-        turn = next(turns)
-        return call(pool[turn : turn + 1])
-
-    return run
 
 
 def _verdict_seconds(subject: Subject, evidence: Evidence) -> float:
@@ -328,13 +424,16 @@ def _answer_alone(side: str, name: str, file: Path) -> float:
     network.load_state_dict(torch.load(file, weights_only=True), assign=True)
     pixels = smooth_images(spec, 4)
     if isinstance(network, GatedNet):
-        engine = KernelEngine(program_of(network, spec))
+        chosen = side == "served"
+        engine: Engine | Choice = (
+            choose_engine(network, spec, None, CPU) if chosen else KernelEngine(program_of(network, spec))
+        )
         del network, backbone
         for _ in range(5):
             engine.answer(pixels[:1])
     else:
         for _ in range(5):
-            _forward(network, to_tensor(pixels[:1], CPU))
+            forward(network, to_tensor(pixels[:1], CPU))
     return _peak_megabytes()
 
 
@@ -342,79 +441,6 @@ def _peak_megabytes() -> float:
     # Not ru_maxrss: that of a new process begins with its parent's.
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
-
-
-def _bundle_rows(bundles: Sequence[Path], data_dir: Path | None, picture: Path | None, quick: bool) -> list[Row]:
-    """Trained bundles on their own test images."""
-    points, rows = [], []
-    alike: list[float] = []
-    for folder in bundles:
-        bundle = Bundle(folder)
-        test = load_splits(bundle.manifest.network.data, data_dir).held_out.first(500 if quick else None)
-        network, spec = bundle.network(), bundle.manifest.network.spec
-        engine = choose_engine(network, spec, None, CPU)
-        masked = MaskedEngine(network, CPU)
-        found, expected = (
-            Evidence.stacked(made.answer(test.pixels(slice(i, i + 500))).evidence for i in range(0, len(test), 500))
-            for made in (engine, masked)
-        )
-        assert found is not None, folder
-        assert expected is not None, folder
-        held = agreement_of(found, expected)
-        cost = cost_of(network, torch.zeros(1, spec.channels, spec.height, spec.width))
-        pool = test.pixels(slice(0, 64))
-        ours, plain = interleaved(
-            [_each_image(engine.answer, pool), _each_image(_plain_best(bundle.backbone(), pool), pool)],
-            50 if quick else 300,
-        )
-        alike.append(100 * held.labels)
-        points.append(
-            {
-                "bundle": folder.name,
-                "keep": bundle.manifest.gates.keep if bundle.manifest.gates else None,
-                "accuracy, %": 100 * float((found.class_logits.argmax(axis=1) == test.labels).mean()),
-                "MACs left, %": 100 * float(cost.of(found.path).mean() / cost.dense),
-                "ms": 1000 * ours,
-                "plain, ms": 1000 * plain,
-                "engine": engine.name,
-                "bits that differ, unsure": held.unsure_bits,
-                "bits that differ, else": held.wrong_bits,
-                "largest logit error": held.logit_error,
-                "labels equal, %": 100 * held.labels,
-            }
-        )
-        rows.append(
-            Row(figure=f"{folder.name}: milliseconds / plain, batch 1, without the verdict", value=ours / plain)
-        )
-    if points:
-        show("accuracy against multiply-accumulates and milliseconds, test images", points)
-        if picture is not None:
-            _draw(points, picture)
-    return [
-        Row(
-            figure="labels equal to the masked network's, trained bundles, % of the test images",
-            value=min(alike) if alike else None, bar=LABELS_BAR, at_most=False,
-        ),
-        *rows,
-    ]  # fmt: skip
-
-
-def _plain_best(backbone: nn.Module, pool: Pixels) -> Callable[[Pixels], object]:
-    sides = _plain_sides(backbone, pool[:1], compiled=False)
-    return sides.get("ONNX Runtime", sides["torch eager"])
-
-
-def _draw(points: Sequence[Mapping[str, Any]], file: Path) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 3.5), layout="constrained")
-    for axes, across in zip(figure.subplots(1, 2, sharey=True), ("MACs left, %", "ms"), strict=True):
-        axes.scatter([point[across] for point in points], [point["accuracy, %"] for point in points])
-        for point in points:
-            axes.annotate(f"{point['keep']:g}", (point[across], point["accuracy, %"]))
-        axes.set_xlabel(across)
-        axes.set_ylabel("accuracy, %")
-    figure.savefig(file)
 
 
 if __name__ == "__main__":
