@@ -131,7 +131,7 @@ def main(
     kept = Kept(work, threads, anew, quick)
     rows: list[Row] = []
     for name in SIZES:
-        found = kept.measured(name, partial(_asdict_measured, name, quick)) if name in wanted else None
+        found = kept.measured(name, partial(_measured_values, name, quick)) if name in wanted else None
         rows += _network_rows(name, None if found is None else Measured(**found))
     points = None
     if "curves" in wanted and (bundle / MANIFEST).exists():
@@ -148,11 +148,8 @@ def main(
             curve_points.table_of(points),
         )
         if picture is not None:
-            draw_curves(
-                picture,
-                points,
-                f"{bundle.name} on {machine().split(',')[0]}; beside each point, the share of filters kept",
-            )
+            on = f"{bundle.name} on {machine().split(',')[0]}; beside each point, the share of filters kept"
+            draw_curves(picture, points, on)
         show(
             "operations left out, as published by their authors, and ours",
             _published(points, start.manifest.network.name),
@@ -329,7 +326,7 @@ def _published(curves: Curves, network: str) -> list[dict[str, object]]:
     return [dict(zip(columns, row, strict=True)) for row in (*PUBLISHED, *ours)]
 
 
-def _asdict_measured(name: str, quick: bool) -> dict[str, Any]:
+def _measured_values(name: str, quick: bool) -> dict[str, Any]:
     return asdict(_measure(name, quick))
 
 
@@ -365,7 +362,8 @@ def _measure(name: str, quick: bool) -> Measured:
         "ours": lambda: detections_of(chosen.answer(batch), subject.score_of, subject.calibration)
     }
     many_calls |= {side: partial(call, batch) for side, call in plain_sides(subject.backbone, batch, False).items()}
-    many = dict(zip(many_calls, interleaved(list(many_calls.values()), max(1, repetitions // 20)), strict=True))
+    rounds, warm_up = (max(3, repetitions // 20), 3) if small else (2, 1)  # seconds each
+    many = dict(zip(many_calls, interleaved(list(many_calls.values()), rounds, warm_up), strict=True))
 
     looked_at = smooth_images(spec, 1000 if small and not quick else len(pool), seed=9)
     found = agreement_of(chosen.answer(looked_at).evidence, masked.answer(looked_at).evidence)

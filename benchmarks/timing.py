@@ -6,13 +6,19 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 
-def interleaved(calls: Sequence[Callable[[], object]], repetitions: int) -> list[float]:
-    """Median seconds of each call."""
+def interleaved(calls: Sequence[Callable[[], object]], repetitions: int, warm_up: int = 3) -> list[float]:
+    """Median seconds of each call.
+
+    Args:
+        calls: made in turns.
+        repetitions: of each.
+        warm_up: how many more of each come first and are not counted.
+    """
     taken: list[list[float]] = [[] for _ in calls]
-    for repetition in range(repetitions + 3):
+    for repetition in range(repetitions + warm_up):
         for call, times in zip(calls, taken, strict=True):
             began = time.perf_counter()
             call()
-            if repetition >= 3:  # the first ones warm up
+            if repetition >= warm_up:
                 times.append(time.perf_counter() - began)
     return [float(np.median(times)) for times in taken]

@@ -90,14 +90,14 @@ class KernelEngine:
         gate_logits = np.empty((count, filters), np.float32)
         bits = np.empty((count, filters), np.bool_)
         scores = np.empty(count, np.float64) if self._score is not None else None
-
-        def run(part: slice) -> None:
-            own_scores = None if scores is None else scores[part]
-            self._answer(pixels[part], class_logits[part], gate_logits[part], bits[part], own_scores)
-
         if self._threads is None or count < 2:
-            run(slice(None))
+            self._answer(pixels, class_logits, gate_logits, bits, scores)
         else:
+
+            def run(part: slice) -> None:
+                own_scores = None if scores is None else scores[part]
+                self._answer(pixels[part], class_logits[part], gate_logits[part], bits[part], own_scores)
+
             ends = np.linspace(0, count, min(self._parts, count) + 1).astype(int).tolist()
             list(self._threads.map(run, [slice(begin, end) for begin, end in pairwise(ends)]))
         return Answers(Evidence(class_logits, gate_logits, PathEncoding(bits, self._program.layers)), scores)

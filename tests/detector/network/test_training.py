@@ -84,6 +84,20 @@ def test_a_decoupled_network_trains_under_every_objective(digits, tmp_path, obje
     assert 0 < figures.keep_ratio <= 1
 
 
+def test_a_training_that_is_partly_behind_begins_with_the_noise_of_there(digits, tmp_path, monkeypatch):
+    network = decouple(build_network("resnet8", 1, 10), 0.7)
+    noises = []
+    monkeypatch.setattr(network, "set_noise", noises.append)
+    schedule = replace(SCHEDULE, epochs=1, batch=600)
+
+    train_decoupled(
+        network, build_network("resnet8", 1, 10), digits, OBJECTIVES["pathguard"], 0.7, schedule, tmp_path, {}, ignore,
+        behind=0.6,
+    )  # fmt: skip
+
+    assert noises == pytest.approx([1 - 0.6 / 0.8, 0.0])
+
+
 def test_gate_statistics_count_what_a_plain_loop_counts(digits):
     network = decouple(build_network("resnet8", 1, 10)).eval()
     images = digits.validation
