@@ -180,7 +180,7 @@ def choose_engine(
     if wanted == "masked":
         return Choice({1: masked})
     try:
-        program = program_of(network, spec)
+        program = program_of(masked.network, spec)  # what is folded already is not copied, but read by all engines
     except EngineError as error:
         _log.warning("the masked network serves: %s", error)
         return Choice({1: masked}, refused=dict.fromkeys(ENGINES[:-1], str(error)))

@@ -8,7 +8,7 @@ import copy
 from collections import Counter
 
 from torch import fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_eval
 
 from detector.network.decouple import GatedNet
 
@@ -47,7 +47,12 @@ def fold_graph(graph: fx.GraphModule) -> None:
         convolution = modules.get(str(before.target)) if before.op == "call_module" else None
         once = convolution is not None and calls[str(before.target)] == calls[str(node.target)] == 1
         if isinstance(convolution, nn.Conv2d) and once and list(before.users) == [node]:
-            graph.set_submodule(str(before.target), fuse_conv_bn_eval(convolution, modules[str(node.target)]))
+            norm = modules[str(node.target)]
+            # Not fuse_conv_bn_eval, which copies the weights once more in between.
+            convolution.weight, convolution.bias = fuse_conv_bn_weights(
+                convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight,
+                norm.bias,
+            )  # fmt: skip
             node.replace_all_uses_with(before)
             graph.graph.erase_node(node)
     graph.delete_all_unused_submodules()
