@@ -51,7 +51,7 @@ from detector.engines.kernel import KernelEngine
 from detector.engines.kernel_score import KernelScore
 from detector.engines.masked import MaskedEngine
 from detector.engines.program import program_of
-from detector.files import write_whole
+from detector.files import sha256_of, write_whole
 from detector.images import ImageSpec, Pixels
 from detector.memory import keep_freed_memory
 from detector.network.decouple import GatedNet, decouple
@@ -136,7 +136,7 @@ def main(
     points = None
     if "curves" in wanted and (bundle / MANIFEST).exists():
         start = Bundle(bundle)
-        made = sorted(str(file) for file in curves.glob("*/*") if file.is_file())
+        made = sorted(f"{file} {sha256_of(file)}" for file in curves.glob("*/*") if file.is_file())
         read = kept.measured(
             "curves", lambda: asdict(curve_points.measure(start, curves, data_dir)), start.network_digest, *made
         )
