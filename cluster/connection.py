@@ -32,8 +32,8 @@ def connected(address: str) -> Iterator[None]:
         address: `local` for one on this machine alone, `auto` for the one that this machine is part of, or HOST:PORT.
 
     Raises:
-        ClusterError: Ray is not installed, no cluster answers within `ANSWER_SECONDS`, it refuses the token, or it runs
-            another version of Ray or Python.
+        ClusterError: Ray is not installed, no cluster answers within `ANSWER_SECONDS`, it refuses the token, it runs
+            another version of Ray or Python, or this process is part of one already.
     """
     if address == LOCAL:
         # Before Ray is imported, which reads them; what this process starts inherits them. The last one keeps a cluster
@@ -49,6 +49,8 @@ def connected(address: str) -> Iterator[None]:
         raise ClusterError(
             f"expected the package {error.name} for --ray, got none; pip install pathguard[ray]"
         ) from None
+    if ray.is_initialized():
+        raise ClusterError("expected a process without a connection to a Ray cluster, got one that has it already")
     settings: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": logging.ERROR}
     if address == LOCAL:
         settings |= {

@@ -207,11 +207,8 @@ class RayWorkers:
 
     def close(self) -> None:
         """Ends all workers, and what they are doing."""
-        import ray
-
         for worker in self._workers:
-            with suppress(Exception):
-                ray.kill(worker.actor)
+            _end(worker)
         self._workers = []
 
     def _fill(self) -> None:
@@ -286,14 +283,22 @@ class RayWorkers:
         if worker in self._workers:
             log.warning("a worker was lost; %d of its shards will be run again", len(again))
             self._workers.remove(worker)
+            _end(worker)  # it may only be out of reach, and would keep its processor
             now.beginning = {ref: of for ref, of in now.beginning.items() if of is not worker}
             self._fill()
             self._begin(now, self._workers[-1])
 
 
+def _end(worker: _Worker) -> None:
+    import ray
+
+    with suppress(Exception):
+        ray.kill(worker.actor)
+
+
 def _never_began(error: Exception) -> bool:
-    """Whether an actor could not even be made, which the next one could not either."""
-    return "creation task" in str(error)
+    """Whether an actor could not even be made, by an error of its own, which the next one would meet too."""
+    return bool(getattr(error, "actor_init_failed", False))
 
 
 def _told(error: Exception) -> Exception:

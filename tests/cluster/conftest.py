@@ -4,29 +4,12 @@ import logging
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 WITHOUT_RAY = "the package ray is not installed (pip install pathguard[ray])"
-OBJECT_STORE_BYTES = 100_000_000
-
-
-@contextmanager
-def small_cluster(nodes: int = 2):
-    """A cluster of nodes with one processor each; nothing of it is left behind."""
-    pytest.importorskip("ray", reason=WITHOUT_RAY)
-    from ray.cluster_utils import Cluster
-
-    node = {"num_cpus": 1, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=node)
-    try:
-        for _ in range(nodes - 1):
-            cluster.add_node(**node)
-        yield cluster
-    finally:
-        cluster.shutdown()
+NODE = {"num_cpus": 1, "object_store_memory": 100_000_000, "include_dashboard": False}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -44,15 +27,25 @@ def _closed_to_strangers() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def cluster_address(_closed_to_strangers):
-    """Of one cluster for all tests: that of RAY_ADDRESS, which has to have two free processors, or a new one."""
+def cluster(_closed_to_strangers):
+    """Of two nodes, one for all tests; nothing of it is left behind."""
     pytest.importorskip("ray", reason=WITHOUT_RAY)
+    from ray.cluster_utils import Cluster
+
     logging.getLogger("ray").setLevel(logging.ERROR)
-    if address := os.environ.get("RAY_ADDRESS"):
-        yield address
-        return
-    with small_cluster() as started:
-        yield started.address
+    started = Cluster(initialize_head=True, head_node_args=NODE)
+    try:
+        started.add_node(**NODE)
+        yield started
+    finally:
+        started.shutdown()
+
+
+@pytest.fixture(scope="session")
+def cluster_address(request, _closed_to_strangers):
+    """That of RAY_ADDRESS, which has to have two free processors, or of a new cluster."""
+    pytest.importorskip("ray", reason=WITHOUT_RAY)
+    return os.environ.get("RAY_ADDRESS") or request.getfixturevalue("cluster").address
 
 
 @pytest.fixture(scope="module")

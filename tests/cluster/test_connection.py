@@ -70,6 +70,18 @@ def test_a_cluster_of_another_version_is_refused_and_named(cluster_address, monk
 
 @pytest.mark.ray
 @pytest.mark.filterwarnings("default")
+def test_a_second_connection_is_refused_and_the_first_one_goes_on(cluster_address):
+    import ray
+
+    with connected(cluster_address):
+        with pytest.raises(ClusterError, match="expected a process without a connection to a Ray cluster, got one"):
+            connect(cluster_address)
+
+        assert ray.get(ray.put("still there")) == "still there"
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("default")
 def test_whoever_has_no_token_is_refused(cluster_address):
     script = f"from cluster.connection import connected\nwith connected({cluster_address!r}): pass"
     environ = {**os.environ, "RAY_AUTH_TOKEN": "0" * 64}

@@ -18,7 +18,7 @@ from cluster.errors import ClusterError
 from detector.bundle import Bundle
 from detector.errors import DataError
 from detector.paths.encodings import make_encodings
-from tests.cluster.conftest import small_cluster
+from tests.cluster.conftest import NODE
 
 # What Ray warns of while it ends is its own.
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("default"), pytest.mark.timeout(300)]
@@ -180,23 +180,28 @@ def test_no_free_processor_is_told_at_once(cluster_address, workers):
         free_processors(cluster_address)
 
 
-def test_a_node_lost_without_grace_costs_nothing(decoupled_bundle, digits, tmp_path):
-    from cluster.ray_workers import ray_workers
+@pytest.mark.skipif("RAY_ADDRESS" in os.environ, reason="nodes of a cluster that was given are not for killing")
+def test_a_node_lost_without_grace_costs_nothing(request, workers, decoupled_bundle, digits, tmp_path):
+    from cluster.ray_workers import RayWorkers
 
+    cluster = request.getfixturevalue("cluster")
     recipe = [replace(RECIPES["pgd"], settings={"steps": 20, "step": 0.25, "stop": False})]
 
     def attack(folder, listen=lambda _: None, **how):
         make_attacks(decoupled_bundle, digits, recipe, folder, 60, 0, 2, listen, **how)
 
+    def lose(campaign):
+        if campaign.done == 4:
+            cluster.remove_node(doomed, allow_graceful=False)
+
     attack(tmp_path / "here")
-    with small_cluster() as cluster:
-        lost = list(cluster.worker_nodes)[-1]
-
-        def lose(campaign):
-            if campaign.done == 4:
-                cluster.remove_node(lost, allow_graceful=False)
-
-        with ray_workers(cluster.address) as workers:
-            attack(tmp_path / "there", lose, workers=workers)
+    workers.close()  # their processors go to the others
+    doomed, three = cluster.add_node(**NODE), RayWorkers(3)
+    try:
+        attack(tmp_path / "there", lose, workers=three)
+    finally:
+        three.close()
+        if doomed in cluster.worker_nodes:
+            cluster.remove_node(doomed)
 
     assert files_of(tmp_path / "there") == files_of(tmp_path / "here")
