@@ -6,11 +6,13 @@
 is needed; serving asks the classifier that ships with the project. A "node" is a Ray node of one processor, all of them
 on this machine: what a network between machines costs is not in these figures. Times begin when the workers are up.
 
-Parts: attack, encode (two nodes against one, same files), local (`--ray local` against this process), lost (a node is
+Parts: attack, encode (two nodes against one, same files), ceiling (the same work by two plain processes against one:
+what this machine gives for a second one, without Ray), local (`--ray local` against this process), lost (a node is
 killed in the middle of an attack run), memory (of this process, 1,000 and 100,000 images), serving (added latency),
 outage (a node is killed under 50 requests a second).
 """
 
+import multiprocessing
 import os
 import secrets
 import statistics
@@ -23,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,10 +55,28 @@ from service.config import ServiceConfig
 from service.models.repository import BundleFolders
 from service.server import ModelSource, running_server
 
-PARTS = ("attack", "encode", "local", "lost", "memory", "serving", "outage")
+PARTS = ("attack", "encode", "ceiling", "local", "lost", "memory", "serving", "outage")
 OBJECT_STORE_BYTES = 200_000_000
-SHARD, ENCODED_AT_ONCE = 50, 250
+ENCODED_AT_ONCE = 250
 RATE, OUTAGE_SECONDS = 50, 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is attacked, and how.
+
+    Attributes:
+        recipe: of the attack.
+        shard: images in a shard.
+        pixels: height and width of an image.
+    """
+
+    recipe: str
+    shard: int
+    pixels: int
+
+
+HEAVY, MANY = Work("pgd", 50, 32), Work("fgsm", 250, 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +88,7 @@ class Size:
     local: int
     memory: int
     calls: int
+    work: Work = HEAVY
 
 
 WHOLE, QUICK = Size(400, 10_000, 2000, 100_000, 400), Size(200, 2000, 200, 5000, 100)
@@ -100,6 +122,10 @@ def main(
 
 
 def _measure(chosen: set[str], size: Size, found: Found) -> None:
+    if "ceiling" in chosen:
+        for part, count in (("attack", size.attacked // 2), ("encode", size.encoded // 2)):
+            one, two = (_side_by_side(part, count, size.work, processes) for processes in (1, 2))
+            found[f"{part} ceiling"] = two / one
     if chosen & {"attack", "encode", "lost", "memory", "outage"}:
         with _cluster() as cluster:
             _on_two_nodes(cluster, chosen, size, found)
@@ -114,8 +140,10 @@ def _rows(found: Mapping[str, float], size: Size) -> list[Row]:
     return [
         row("attack, images/s, one node", "attack 1"),
         row("attack throughput, two nodes / one", "attack ratio", 1.8, at_most=False),
+        row("attack throughput, two plain processes / one: what this machine gives", "attack ceiling"),
         row("encode, images/s, one node", "encode 1"),
         row("encode throughput, two nodes / one", "encode ratio", 1.8, at_most=False),
+        row("encode throughput, two plain processes / one: what this machine gives", "encode ceiling"),
         row("cost of one shard that does nothing, ms", "shard ms"),
         row("attack, two nodes: predicted by docs/scaling.md / measured", "predicted"),
         row("start of two workers, s", "start"),
@@ -156,17 +184,17 @@ def _on_two_nodes(cluster: Any, chosen: set[str], size: Size, found: Found) -> N
 
 
 def _attack_part(network: GatedNet, one: RayWorkers, two: RayWorkers, size: Size, found: Found) -> None:
-    shards = size.attacked // SHARD
+    shards = size.attacked // size.work.shard
     with tempfile.TemporaryDirectory() as scratch:
         folders = [Path(scratch) / name for name in ("none", "one", "two")]
-        here = _attack(network, folders[0], size.attacked, IN_PROCESS)
+        here = _attack(network, folders[0], size.attacked, IN_PROCESS, size.work)
         two.close()  # its processors go to the one
         _warm(one)
         found["shard ms"] = 1000 * _timed(lambda: list(one.map(_nothing, range(200)))) / 200
-        found["attack 1"] = size.attacked / _attack(network, folders[1], size.attacked, one)
+        found["attack 1"] = size.attacked / _attack(network, folders[1], size.attacked, one, size.work)
         one.close()
         _warm(two)
-        seconds = _attack(network, folders[2], size.attacked, two)
+        seconds = _attack(network, folders[2], size.attacked, two, size.work)
         found["attack ratio"] = size.attacked / seconds / found["attack 1"]
         predicted = -(-shards // 2) * (here / shards + found["shard ms"] / 1000)
         found["predicted"] = predicted / seconds
@@ -177,34 +205,35 @@ def _attack_part(network: GatedNet, one: RayWorkers, two: RayWorkers, size: Size
 
 
 def _memory_part(workers: Workers, size: Size, found: Found) -> None:
+    """Of many small images: the driver hears of each shard, however long it takes."""
     tiny = decouple(build_network("resnet8", 3, 2)).eval()
     early = late = 0.0
 
     def note(state: Campaign) -> None:
         nonlocal early, late
-        if state.done == 1000 // ENCODED_AT_ONCE:
+        if state.done == 1000 // MANY.shard:
             early = _resident()
         late = _resident()
 
     with tempfile.TemporaryDirectory() as folder:
-        _attack(tiny, Path(folder), size.memory, workers, note, ENCODED_AT_ONCE)
+        _attack(tiny, Path(folder), size.memory, workers, MANY, note)
     found["early MB"], found["memory"] = early, late / early
 
 
 def _lost_part(network: GatedNet, cluster: Any, two: Workers, size: Size, found: Found) -> None:
-    shards = size.attacked // SHARD
+    shards = size.attacked // size.work.shard
 
     def lose(state: Campaign) -> None:
         if state.done == shards // 3:
             cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
 
     with tempfile.TemporaryDirectory() as folder:
-        _attack(network, Path(folder), size.attacked, two, lose)
+        _attack(network, Path(folder), size.attacked, two, size.work, lose)
         lines = (Path(folder) / "shards.jsonl").read_text().splitlines()
         ids = [int(i) for shard in AttackStore(Path(folder)).read("test", "pgd") for i in shard.ids]
-    images = _labelled(network, size.attacked)
+    images = _labelled(network, size.attacked, size.work.pixels)
     wanted = set(images.ids[rightly_classified(network, images)].tolist())
-    twice = len(ids) - len(set(ids)) + len(lines) - -(-len(wanted) // SHARD)
+    twice = len(ids) - len(set(ids)) + len(lines) - -(-len(wanted) // size.work.shard)
     found["lost"] = float(len(wanted ^ set(ids)) + twice)
 
 
@@ -214,14 +243,14 @@ def _on_this_machine(chosen: set[str], size: Size, found: Found) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             with ray_workers("local") as workers:
                 _warm(workers)
-                remote = _attack(network, Path(scratch) / "there", size.local, workers)
+                remote = _attack(network, Path(scratch) / "there", size.local, workers, size.work)
                 cores = workers.count
             torch.set_num_threads(cores)
-            here = _attack(network, Path(scratch) / "here", size.local, IN_PROCESS)
+            here = _attack(network, Path(scratch) / "here", size.local, IN_PROCESS, size.work)
             torch.set_num_threads(1)
         found["local"] = 100 * (remote / here - 1)
     if "serving" in chosen:
-        pixels = _random(1, 32).pixels(slice(0, 1))
+        pixels = _random(1).pixels(slice(0, 1))
         detector = Detector(Bundle(SHIPPED), engine="masked")
         with running_server(detector, ServiceConfig(port=0)) as target:
             embedded = _p50(target, pixels, size.calls)
@@ -233,7 +262,7 @@ def _on_this_machine(chosen: set[str], size: Size, found: Found) -> None:
 
 def _outage(cluster: Any) -> float:
     """Accepted requests without an answer, while a node is killed."""
-    pixels = _random(1, 32).pixels(slice(0, 1))
+    pixels = _random(1).pixels(slice(0, 1))
     answers: list[Future[object]] = []
     with replicated(cluster.address, Replicas(2, 2), engine="masked") as source:
         models = ModelSource(BundleFolders([SHIPPED]), source.load, 2)
@@ -253,11 +282,10 @@ def _outage(cluster: Any) -> float:
 
 
 def _attack(
-    network: GatedNet, folder: Path, count: int, workers: Workers, listen: Callable[[Campaign], None] | None = None,
-    shard: int = SHARD,
+    network: GatedNet, folder: Path, count: int, workers: Workers, work: Work,
+    listen: Callable[[Campaign], None] | None = None,
 ) -> float:  # fmt: skip
     """Seconds from the first shard's begin to the last one's end."""
-    recipe = replace(RECIPES["pgd" if shard == SHARD else "fgsm"])
     began = 0.0
 
     def note(state: Campaign) -> None:
@@ -267,8 +295,9 @@ def _attack(
         if listen is not None:
             listen(state)
 
-    with AttackStore.writing(folder, Origin("a" * 64, "random", 0, shard)) as store:
-        run_attacks(network, {"test": _labelled(network, count)}, [recipe], store, note, workers=workers)
+    with AttackStore.writing(folder, Origin("a" * 64, "random", 0, work.shard)) as store:
+        images = _labelled(network, count, work.pixels)
+        run_attacks(network, {"test": images}, [RECIPES[work.recipe]], store, note, workers=workers)
     return time.monotonic() - began
 
 
@@ -300,22 +329,49 @@ def _network() -> GatedNet:
     return decouple(build_network("resnet20", 3, 2)).eval()
 
 
-def _random(count: int, size: int = 32) -> ImageSet:
+def _side_by_side(part: str, count: int, work: Work, processes: int) -> float:
+    """Images a second of so many processes together, `count` images each."""
+    context = multiprocessing.get_context("spawn")
+    gate, rates = context.Barrier(processes), context.Queue()
+    started = [context.Process(target=_plain, args=(part, count, work, gate, rates)) for _ in range(processes)]
+    for process in started:
+        process.start()
+    total: float = sum(rates.get() for _ in started)
+    for process in started:
+        process.join()
+    return total
+
+
+def _plain(part: str, count: int, work: Work, gate: Any, rates: Any) -> None:
+    """In a process of its own: the part's work, without Ray."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    gate.wait()
+    if part == "encode":
+        seconds = _encode(count, IN_PROCESS)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            seconds = _attack(_network(), Path(folder), count, IN_PROCESS, work)
+    rates.put(count / seconds)
+
+
+def _random(count: int, pixels: int = 32) -> ImageSet:
     """Noise, made when it is read, each image from its id."""
-    spec = ImageSpec(size, size, 3)
-    return ImageSet("random", np.zeros(count, np.int64), np.arange(count), ("a", "b"), spec, "random", _noise)
+    labels, ids, spec = np.zeros(count, np.int64), np.arange(count), ImageSpec(pixels, pixels, 3)
+    return ImageSet("random", labels, ids, ("a", "b"), spec, "random", partial(_noise, pixels))
 
 
-def _labelled(network: GatedNet, count: int) -> ImageSet:
+def _labelled(network: GatedNet, count: int, pixels: int) -> ImageSet:
     """The same, of the class that an untrained network sees in nearly all noise, so that nearly all is attacked."""
-    images = _random(count)
+    images = _random(count, pixels)
     (evidence,) = encode_set(network, images.first(64), 64)
     label = int(np.bincount(evidence.class_logits.argmax(axis=1), minlength=2).argmax())
     return replace(images, labels=np.full(count, label, np.int64))
 
 
-def _noise(ids: Indices) -> Pixels:
-    return np.stack([np.random.default_rng(int(i)).integers(0, 256, (32, 32, 3), dtype=np.uint8) for i in ids])
+def _noise(pixels: int, ids: Indices) -> Pixels:
+    shape = (pixels, pixels, 3)
+    return np.stack([np.random.default_rng(int(i)).integers(0, 256, shape, dtype=np.uint8) for i in ids])
 
 
 def _files(folder: Path) -> dict[str, bytes]:
