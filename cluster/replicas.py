@@ -1,17 +1,18 @@
 """Models whose work is done by replicas on a Ray cluster: Ray Serve deployments behind handles, no ports of their own.
 
 The server of `service` stays the edge: it checks callers, decodes, forms every batch once, and hands whole batches to
-replicas. A batch that nobody waits for any more is taken back; one whose replica died is given to another, once, which
-changes nothing: a model's answer depends on the pixels alone.
+the actors that replicas lend it. A batch that nobody waits for any more is taken back; one whose replica died is given
+to another, once, which changes nothing: a model's answer depends on the pixels alone.
 """
 
 import logging
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -19,11 +20,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cluster.connection import connected, same_place
+from cluster.connection import connected
 from cluster.errors import ClusterError
+from cluster.leases import TERM_SECONDS, Lease, Leases
 from cluster.ray_workers import free_processors
+from cluster.replica import Facts, Replica
 from detector.errors import DetectorError
-from detector.images import ImageSpec, Pixels
+from detector.images import Pixels
 from detector.interpretation.explanation import Explainer
 from detector.scoring.detections import Detections
 from service.batching import seconds_wanted
@@ -34,8 +37,10 @@ log = logging.getLogger(__name__)
 
 # How often somebody looks whether a batch is still wanted, while it runs.
 _LOOK_SECONDS = 0.05
-# A replica that answers no more is found out after so long.
-_HEALTH_SECONDS = 2.0
+# How often Serve looks after a replica.
+_HEALTH_SECONDS = 1.0
+# Another lease is asked for when one has not come after so long.
+_LENT_SECONDS = 10.0
 # A replica that is out of reach is asked again after so long, for so long at most.
 _AGAIN_SECONDS, _AWAY_SECONDS = 0.1, 10.0
 # How long load has to last for another replica to be begun, and idleness for one to be ended.
@@ -70,57 +75,14 @@ class Replicas:
         return cls(least, most)
 
 
-@dataclass(frozen=True, slots=True)
-class _Facts:
-    """What the server asks of a model beside answers."""
-
-    model_version: str
-    threshold_version: str
-    spec: ImageSpec
-    class_names: tuple[str, ...]
-    layers: Mapping[str, int]
-    max_false_alarm_rate: float
-    calibration_images: int
-    restores: bool
-    engine: str
-
-
-class _Replica:
-    """What runs in a replica's process."""
-
-    def __init__(self, place: str, folder: str, name: str, trusted: str | None, engine: str) -> None:
-        same_place(place)
-        from detector.bundle import Bundle
-        from detector.engines.choice import FASTEST
-        from detector.scoring.detector import Detector
-
-        self._detector = Detector(Bundle(Path(folder), trusted), name, engine or FASTEST)
-
-    def facts(self) -> _Facts:
-        made = self._detector
-        return _Facts(
-            made.model_version, made.threshold_version, made.spec, tuple(made.class_names), dict(made.layers),
-            made.max_false_alarm_rate, made.calibration_images, made.restores, made.engine,
-        )  # fmt: skip
-
-    def detect(self, pixels: Pixels) -> tuple[Detections, int]:
-        before = self._detector.answered_in_full
-        return self._detector.detect(pixels), self._detector.answered_in_full - before
-
-    def restore(
-        self, pixels: Pixels, probabilities: npt.NDArray[np.float32], p_values: npt.NDArray[np.float64]
-    ) -> npt.NDArray[np.int64]:
-        return self._detector.restore(pixels, probabilities, p_values)
-
-
 class ReplicatedModel:
     """A `service.model.Model` whose replicas do the work; its deployment ends when nobody holds it any more."""
 
-    def __init__(self, handle: Any, name: str, folder: Path, trusted: str | None, replicas: Replicas) -> None:
+    def __init__(self, leases: Leases, name: str, folder: Path, trusted: str | None, replicas: Replicas) -> None:
         """Asks a replica what it is.
 
         Args:
-            handle: of the deployment.
+            leases: of the deployment.
             name: what callers ask for.
             folder: of the bundle, for explanations.
             trusted: whose code may run to build its network.
@@ -129,10 +91,10 @@ class ReplicatedModel:
         self.name = name
         self.brief = False  # the way to a replica has no bound
         self.answered_in_full = 0
-        self._handle, self._folder, self._trusted = handle, folder, trusted
+        self._leases, self._folder, self._trusted = leases, folder, trusted
         self._explainer: Explainer | None = None
         self._lock = threading.Lock()
-        facts: _Facts = self._ask("facts")
+        facts: Facts = self._ask("facts")
         self.model_version, self.threshold_version = facts.model_version, facts.threshold_version
         self.spec, self.class_names, self.layers = facts.spec, facts.class_names, facts.layers
         self.max_false_alarm_rate, self.calibration_images = facts.max_false_alarm_rate, facts.calibration_images
@@ -196,23 +158,29 @@ class ReplicatedModel:
             log.warning("model %s: a replica was lost, its batch goes to another: %s", self.name, type(lost).__name__)
 
     def _asked_once(self, method: str, *given: Any) -> Any:
-        from ray.exceptions import RayTaskError
+        import ray
+        from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 
         wanted = seconds_wanted.get()
         if wanted() <= 0:
             raise ExpiredError("nobody waits for the answer any more")
-        response = getattr(self._handle, method).remote(*given)
-        while True:
-            try:
-                return response.result(timeout_s=_LOOK_SECONDS)
-            except TimeoutError:
-                if wanted() <= 0:
-                    response.cancel()
-                    raise ExpiredError("nobody waits for the answer any more") from None
-            except RayTaskError as error:
-                if isinstance(cause := getattr(error, "cause", None), DetectorError):
-                    raise cause from None
-                raise
+        with self._leases.one(wanted) as lease:
+            answer = getattr(lease.actor, method).remote(*given)
+            while True:
+                try:
+                    return ray.get(answer, timeout=_LOOK_SECONDS)
+                except GetTimeoutError:
+                    if wanted() <= 0:
+                        ray.cancel(answer)
+                        self._leases.drop(lease)  # it may compute yet
+                        raise ExpiredError("nobody waits for the answer any more") from None
+                except RayTaskError as error:
+                    if isinstance(cause := getattr(error, "cause", None), DetectorError):
+                        raise cause from None
+                    raise
+                except RayActorError as error:
+                    self._leases.drop(lease, lost=not isinstance(error, ActorUnavailableError))
+                    raise
 
 
 class ReplicaSource:
@@ -229,6 +197,7 @@ class ReplicaSource:
         """
         self.replicas = replicas
         self._address, self._trusted, self._engine = address, trusted, engine
+        self._leases: weakref.WeakSet[Leases] = weakref.WeakSet()
 
     def load(self, found: FoundVersion, name: str) -> ReplicatedModel:
         """As `service.models.keeper.Load`.
@@ -246,28 +215,40 @@ class ReplicaSource:
         free_processors(self._address, self.replicas.least)
         application = f"{name}-{token_hex(4)}"
         deployment = serve.deployment(
-            _Replica,
+            Replica,
             name="model",
-            max_ongoing_requests=2,
+            max_ongoing_requests=2 * self.replicas.most
+            + 1,  # leases are never refused: one that ends overlaps a new one
             ray_actor_options={"num_cpus": 1},
             health_check_period_s=_HEALTH_SECONDS,
+            logging_config={"enable_access_log": False},
             autoscaling_config={
                 "min_replicas": self.replicas.least,
                 "max_replicas": self.replicas.most,
                 "target_ongoing_requests": 1,
+                "metrics_interval_s": TERM_SECONDS,  # to give way to variables, which would be set too late here
+                "look_back_period_s": 2 * TERM_SECONDS,
                 "upscale_delay_s": _UP_SECONDS,
                 "downscale_delay_s": _DOWN_SECONDS,
             },
         )
         bound = deployment.bind(str(Path.cwd()), str(folder), name, self._trusted, self._engine)
+        leases = None
         try:
-            handle = serve.run(bound, name=application, route_prefix=None)
-            model = ReplicatedModel(handle, name, folder, self._trusted, self.replicas)
+            lending = serve.run(bound, name=application, route_prefix=None).options(method_name="lease", stream=True)
+            leases = Leases(partial(_lent, lending))
+            self._leases.add(leases)
+            model = ReplicatedModel(leases, name, folder, self._trusted, self.replicas)
         except BaseException:
-            _end(application)
+            _end(application, leases)
             raise
-        weakref.finalize(model, _end, application)
+        weakref.finalize(model, _end, application, leases)
         return model
+
+    def close(self) -> None:
+        """Ends the work of all models."""
+        for leases in self._leases:
+            leases.close()
 
 
 @contextmanager
@@ -293,16 +274,32 @@ def replicated(
         if serve.status().applications:
             raise ClusterError(f"expected no deployments on the cluster {address} beside ours, got some")
         serve.start(proxy_location="Disabled")  # it would open an HTTP port; the edge is ours
+        source = ReplicaSource(address, replicas, trusted, engine)
         try:
-            yield ReplicaSource(address, replicas, trusted, engine)
+            yield source
         finally:
+            source.close()
             serve.shutdown()
 
 
-def _end(application: str) -> None:
+def _lent(lending: Any) -> Lease:
+    """Waits for a replica if there is none, but for none that answers no more."""
+    call = lending.remote(TERM_SECONDS)
+    late = threading.Timer(_LENT_SECONDS, call.cancel)
+    late.daemon = True
+    late.start()
+    try:
+        return Lease(next(call), call)
+    finally:
+        late.cancel()
+
+
+def _end(application: str, leases: Leases | None) -> None:
     import ray
     from ray import serve
 
+    if leases is not None:
+        leases.close()
     if ray.is_initialized():  # else it ended with the connection, and asking would begin a cluster
         with suppress(Exception):
             serve.delete(application, _blocking=False)

@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cluster import replicas
 from cluster.errors import ClusterError
+from cluster.leases import Lease, Leases
 from cluster.replicas import Replicas, ReplicatedModel, replicated
 from detector.bundle import Bundle
 from detector.scoring.detector import Detector
@@ -30,36 +32,58 @@ def test_other_replicas_are_refused(text):
         Replicas.parsed(text)
 
 
-class Handle:
-    """A deployment's handle whose replicas do as they are told: each answer is an error to raise or a value."""
+class Actor:
+    """Stands for the actor of a model: each answer is a value, an error to raise, or a function to call."""
 
-    def __init__(self, facts, *answers):
-        self.answers, self.facts, self.cancelled = list(answers), self, 0
-        self.told = facts
-        self.detect = self
+    def __init__(self, *answers):
+        self.answers = list(answers)
+        self.facts = self.detect = self
 
     def remote(self, *given):
         return self
 
-    def result(self, timeout_s):
-        if self.told is not None:
-            told, self.told = self.told, None
-            return told
-        answer = self.answers.pop(0)
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Ray itself, asked about calls of `Actor`; which of them were cancelled."""
+    ray = pytest.importorskip("ray", reason=WITHOUT_RAY)
+    cancelled = []
+
+    def get(actor, timeout):
+        answer = actor.answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    def cancel(self):
-        self.cancelled += 1
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(ray, "cancel", cancelled.append)
+    return cancelled
 
 
-def model_of(fitted_bundle, *answers):
-    from cluster.replicas import _Replica
+@pytest.fixture
+def model_of(fitted_bundle, calls):
+    """Makes a model of replicas whose actors are lent in turn; the first one also says what it is."""
+    from cluster.replica import ModelHost
 
-    facts = _Replica(".", str(fitted_bundle.folder), "digits", None, "masked").facts()
-    handle = Handle(facts, *answers)
-    return handle, ReplicatedModel(handle, "digits", fitted_bundle.folder, None, Replicas(1, 2))
+    open_leases = []
+
+    def make(*actors):
+        facts = ModelHost(".", str(fitted_bundle.folder), "digits", None, "masked").facts()
+        actors[0].answers.insert(0, facts)
+        lent = iter(actors)
+
+        def ask():
+            actor = next(lent, None)
+            if actor is None:
+                raise RuntimeError("no more replicas")
+            return Lease(actor, None)
+
+        open_leases.append(leases := Leases(ask, term_seconds=100.0))
+        return ReplicatedModel(leases, "digits", fitted_bundle.folder, None, Replicas(1, 2))
+
+    yield make
+    for leases in open_leases:
+        leases.close()
 
 
 @pytest.fixture
@@ -67,50 +91,63 @@ def died():
     return pytest.importorskip("ray", reason=WITHOUT_RAY).exceptions.ActorDiedError()
 
 
+ONE = np.zeros((1, 8, 8, 1), np.uint8)
+
+
 @pytest.mark.ray
-def test_a_batch_whose_replica_died_is_given_to_another_once(fitted_bundle, died):
+def test_a_batch_whose_replica_died_is_given_to_another_once(model_of, died):
     answer = object()
+    model = model_of(Actor(died), Actor((answer, 3)))
 
-    _, model = model_of(fitted_bundle, died, (answer, 3))
-
-    assert model.detect(np.zeros((1, 8, 8, 1), np.uint8)) is answer
+    assert model.detect(ONE) is answer
     assert model.answered_in_full == 3
 
 
 @pytest.mark.ray
-def test_a_batch_that_two_replicas_died_of_is_not_given_to_a_third(fitted_bundle, died):
-    handle, model = model_of(fitted_bundle, died, died, "a third")
+def test_a_batch_that_two_replicas_died_of_is_not_given_to_a_third(model_of, died):
+    third = Actor("an answer")
+    model = model_of(Actor(died), Actor(died), third)
 
     with pytest.raises(UnavailableError, match="two replicas were lost"):
-        model.detect(np.zeros((1, 8, 8, 1), np.uint8))
-    assert handle.answers == ["a third"]
+        model.detect(ONE)
+    assert third.answers == ["an answer"]
 
 
 @pytest.mark.ray
-def test_a_replica_out_of_reach_is_asked_again_until_another_is_chosen(fitted_bundle, died):
+def test_a_dead_actor_that_is_lent_again_costs_no_second_try(model_of, died):
+    answer, dead = object(), Actor(died)
+    model = model_of(dead, dead, dead, Actor((answer, 0)))
+
+    assert model.detect(ONE) is answer
+
+
+@pytest.mark.ray
+def test_a_replica_out_of_reach_is_asked_again_until_another_is_chosen(model_of):
     from ray.exceptions import ActorUnavailableError
 
-    answer, away = object(), ActorUnavailableError("out of reach", None)
+    away, answer = ActorUnavailableError("out of reach", None), object()
+    model = model_of(*[Actor(away) for _ in range(3)], Actor((answer, 0)))
 
-    _, model = model_of(fitted_bundle, away, away, away, (answer, 0))
-
-    assert model.detect(np.zeros((1, 8, 8, 1), np.uint8)) is answer
+    assert model.detect(ONE) is answer
 
 
 @pytest.mark.ray
-def test_a_batch_that_nobody_waits_for_is_taken_back_from_its_replica(fitted_bundle, died):
+def test_a_batch_that_nobody_waits_for_is_taken_back_from_its_replica(model_of, calls):
+    from ray.exceptions import GetTimeoutError
+
+    busy = Actor(GetTimeoutError(), GetTimeoutError(), "too late")
+    model = model_of(busy)
     left = iter([5.0, 0.1, -1.0])
-    handle, model = model_of(fitted_bundle, TimeoutError(), TimeoutError(), "too late")
     token = seconds_wanted.set(lambda: next(left))
 
     try:
         with pytest.raises(ExpiredError, match="nobody waits"):
-            model.detect(np.zeros((1, 8, 8, 1), np.uint8))
+            model.detect(ONE)
     finally:
         seconds_wanted.reset(token)
 
-    assert handle.cancelled == 1
-    assert handle.answers == ["too late"]
+    assert calls == [busy]
+    assert busy.answers == ["too late"]
 
 
 def replica_actors():
@@ -123,6 +160,17 @@ def replica_actors():
     ]
 
 
+def running():
+    from ray import serve
+
+    (application,) = serve.status().applications.values()
+    return application.deployments["model"].replica_states.get("RUNNING", 0)
+
+
+def until(told):
+    return any(told() or time.sleep(0.1) for _ in range(1200))
+
+
 @pytest.mark.ray
 @pytest.mark.filterwarnings("default")
 @pytest.mark.timeout(600)
@@ -131,28 +179,70 @@ def test_a_killed_replica_loses_no_accepted_call(cluster_address, fitted_bundle,
 
     images = digits.test.pixels(slice(0, 40))
     expected = Detector(Bundle(fitted_bundle.folder), engine="masked").detect(images)
-    begun = threading.Event()
+    loaded = []
 
-    def ask(place):
-        if place == 10:
-            begun.set()
-        return client.detect([images[place % 40]], timeout_seconds=60)[0]
+    def a_replica():
+        return replica_actors()[0]
+
+    def an_actor_of_the_model():
+        with loaded[0]._leases.one(lambda: 60.0) as lease:
+            return lease.actor
+
+    def load(*of):
+        loaded.append(source.load(*of))
+        return loaded[-1]
 
     with replicated(cluster_address, Replicas(2, 2), engine="masked") as source:
-        models = ModelSource(BundleFolders([fitted_bundle.folder]), source.load, source.replicas.most)
+        models = ModelSource(BundleFolders([fitted_bundle.folder]), load, source.replicas.most)
         with running_server(models, ServiceConfig(port=0)) as target, Client(target) as client:
-            with ThreadPoolExecutor(4) as callers:
-                calls = [callers.submit(ask, place) for place in range(120)]
-                assert begun.wait(60)
-                ray.kill(replica_actors()[0])
-                results = [call.result() for call in calls]
+            for victim in (a_replica, an_actor_of_the_model):
+                assert until(lambda: running() == 2)  # the one that was killed before has been replaced
+                begun = threading.Event()
 
-            assert [result.label for result in results] == [int(expected.labels[n % 40]) for n in range(120)]
-            assert [result.p_value for result in results] == [float(expected.p_values[n % 40]) for n in range(120)]
+                def ask(place, begun=begun):
+                    if place == 10:
+                        begun.set()
+                    return client.detect([images[place % 40]], timeout_seconds=60)[0]
+
+                with ThreadPoolExecutor(4) as callers:
+                    calls = [callers.submit(ask, place) for place in range(120)]
+                    assert begun.wait(60)
+                    ray.kill(victim())
+                    results = [call.result() for call in calls]
+
+                assert [result.label for result in results] == [int(expected.labels[n % 40]) for n in range(120)]
+                assert [result.p_value for result in results] == [float(expected.p_values[n % 40]) for n in range(120)]
 
     too_many = replicated(cluster_address, Replicas(3, 3))
     with pytest.raises(ClusterError, match="expected 3 free processors on the cluster .*, got [0-2] of 2"), too_many:
         pass
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("default")
+@pytest.mark.timeout(600)
+def test_replicas_come_with_load_and_go_after_it(cluster_address, fitted_bundle, monkeypatch):
+    monkeypatch.setattr(replicas, "_UP_SECONDS", 0.5)
+    monkeypatch.setattr(replicas, "_DOWN_SECONDS", 1.0)
+    over = threading.Event()
+
+    with replicated(cluster_address, Replicas(1, 2), engine="masked") as source:
+        model = source.load(FoundVersion("1", fitted_bundle.folder, ()), "digits")
+
+        def ask():
+            while not over.is_set():
+                assert len(model.detect(ONE).labels) == 1
+
+        assert running() == 1
+        with ThreadPoolExecutor(2) as callers:
+            calls = [callers.submit(ask) for _ in range(2)]
+            grown = until(lambda: running() == 2)
+            over.set()
+            for call in calls:
+                call.result()
+        assert grown
+        assert until(lambda: running() == 1)
+        assert len(model.detect(ONE).labels) == 1
 
 
 @pytest.mark.ray
