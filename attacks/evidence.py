@@ -12,7 +12,7 @@ from detector.datasets import ImageSet
 from detector.errors import DataError
 from detector.network.decouple import GatedNet
 from detector.paths.encoder import Evidence, encode, encode_set
-from detector.scoring.choice import Sample
+from detector.scoring.sample import Sample
 from detector.workers import IN_PROCESS, Workers
 
 

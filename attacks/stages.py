@@ -20,9 +20,11 @@ from detector.network.decouple import GatedNet
 from detector.network.folding import fold_normalisation
 from detector.paths.encoder import encode_set
 from detector.paths.features import ALL, FEATURES, kinds_named
-from detector.scoring.choice import ALL_CLASSIFIERS, ALL_KINDS, Candidate, Sample, choose
+from detector.scoring.choice import ALL_CLASSIFIERS, ALL_KINDS, Candidate, choose
 from detector.scoring.evaluation import auroc
 from detector.scoring.fitting import CLASSIFIER, fit_detector
+from detector.scoring.overshoot import overshot
+from detector.scoring.sample import Sample
 from detector.stages import check_fits
 from detector.workers import IN_PROCESS, Workers
 
@@ -76,7 +78,7 @@ def make_attacks(
 def make_detector(
     bundle: Bundle, splits: Splits, store: AttackStore, features: str, rate: float, seed: int,
     classifier: str = CLASSIFIER, fit_on: str = "all", per_class: bool = False,
-    listen: Callable[[Candidate], None] = lambda _: None, workers: Workers = IN_PROCESS,
+    listen: Callable[[Candidate], None] = lambda _: None, workers: Workers = IN_PROCESS, overshoot: bool | None = False,
 ) -> Bundle:  # fmt: skip
     """Fit a detector on clean images and stored attacks of the fitting split, calibrate it, add it to the bundle.
 
@@ -93,6 +95,7 @@ def make_detector(
         per_class: whether the rate is to hold for each predicted class by itself.
         listen: called after every candidate of the choice.
         workers: who reads and encodes the images; the classifier is fitted here.
+        overshoot: whether the attacks are carried on (`detector.scoring.overshoot`) to fit on that too; None to choose.
 
     Raises:
         ArtifactError: the attacks are on another network.
@@ -102,14 +105,16 @@ def make_detector(
     network = _network_for(bundle, splits, store).to(workers.device)
     clean, attacked = fitting_samples(network, splits, store, fit_on, workers)
     tried: list[Candidate] = []
-    if AUTO in (features, classifier):
+    if AUTO in (features, classifier) or overshoot is None:
         kinds = ALL_KINDS if features == AUTO else kinds_named(features)
         classifiers = ALL_CLASSIFIERS if classifier == AUTO else (classifier,)
-        tried = choose(clean, attacked, kinds, classifiers, seed, listen, features == AUTO)
-        features, classifier = tried[0].features, tried[0].classifier
+        further = (False, True) if overshoot is None else (overshoot,)
+        tried = choose(clean, attacked, kinds, classifiers, seed, listen, features == AUTO, further)
+        features, classifier, overshoot = tried[0].features, tried[0].classifier, tried[0].overshoot
+    beyond = {name: overshot(clean, sample, seed).evidence for name, sample in attacked.items()} if overshoot else {}
     fitted = fit_detector(
         features, clean.evidence, {name: sample.evidence for name, sample in attacked.items()},
-        encode_set(network, splits.calibration, workers=workers), rate, seed, classifier, per_class,
+        encode_set(network, splits.calibration, workers=workers), rate, seed, classifier, per_class, beyond,
     )  # fmt: skip
     training: dict[str, object] = {
         "seed": seed,
@@ -122,7 +127,7 @@ def make_detector(
         "calibration_images": len(fitted.calibration),
         "attack_seed": store.origin.seed,
     }
-    info = DetectorInfo("+".join(fitted.features.kinds), rate, tuple(attacked), classifier)
+    info = DetectorInfo("+".join(fitted.features.kinds), rate, tuple(attacked), classifier, bool(overshoot))
     learnt = fitted.features.arrays()
     grown = add_detector(bundle, info, fitted.classifier.estimator_, fitted.calibration, training, learnt)
     write_card(grown)

@@ -109,12 +109,14 @@ class DetectorInfo:
         max_false_alarm_rate: the rate at which it flags unless asked otherwise, in (0, 1).
         recipes: names of the attacks that it was fitted on.
         classifier: name of the classifier, in `detector.scoring.classifiers.CLASSIFIERS`; empty for another.
+        overshoot: whether it was fitted on these attacks carried on (`detector.scoring.overshoot`) as well.
     """
 
     features: str
     max_false_alarm_rate: float
     recipes: tuple[str, ...]
     classifier: str = ""
+    overshoot: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,7 @@ def evaluate_bundle(
     classes, classifier = len(bundle.manifest.network.classes), info.classifier or CLASSIFIER
 
     def paths(features: str, name: str, images: int | None = None) -> PathDetector:
-        return PathDetector(network, features, classifier, classes, seed, name, images)
+        return PathDetector(network, features, classifier, classes, seed, name, images, info.overshoot)
 
     ours = paths(info.features, "paths")
     example = to_tensor(splits.test.pixels(slice(0, 1)), workers.device)

@@ -6,11 +6,14 @@ from torch import Tensor
 
 from detector.baselines.baseline import Observed, behind
 from detector.network.decouple import GatedNet
-from detector.paths.encoder import Floats, encode
+from detector.paths.encoder import Evidence, Floats, encode
 from detector.paths.features import features_named, rows_of
+from detector.paths.path_encoding import PathEncoding
 from detector.scoring.classifier import FalseAlarmClassifier
 from detector.scoring.compiled_score import Score, compile_score
 from detector.scoring.fitting import fit_classifier
+from detector.scoring.overshoot import overshot
+from detector.scoring.sample import Sample
 
 SEES = "path"
 
@@ -22,7 +25,7 @@ class PathDetector:
 
     def __init__(
         self, network: GatedNet, features: str, classifier: str, classes: int, seed: int = 0, name: str = "paths",
-        images: int | None = None,
+        images: int | None = None, overshoot: bool = False,
     ) -> None:  # fmt: skip
         """A detector to be fitted.
 
@@ -34,6 +37,7 @@ class PathDetector:
             seed: of the classifier.
             name: what tables call it.
             images: it looks at no more than so many images of a kind; None for all.
+            overshoot: whether it is fitted on attacks carried on as well.
         """
         self.name = name
         self.images = images
@@ -42,6 +46,7 @@ class PathDetector:
         self._classifier = classifier
         self._classes = classes
         self._seed = seed
+        self._overshoot = overshoot
 
     def observe(self, images: Tensor) -> Floats:
         """Class logits and gate logits."""
@@ -54,8 +59,20 @@ class PathDetector:
         def columns(rows: Floats) -> Floats:
             return features.side_by_side(rows[:, : self._classes], rows[:, self._classes :])
 
+        beyond: dict[str, Floats] = {}
+        if self._overshoot:
+            usual = self._sample(clean)
+            beyond = {
+                name: features.of(overshot(usual, self._sample(part), self._seed).evidence)
+                for name, part in attacked.items()
+            }
         fitted = fit_classifier(
             self._classifier, columns(clean.rows), {name: columns(part.rows) for name, part in attacked.items()},
-            self._seed,
+            self._seed, beyond,
         )  # fmt: skip
         return behind(columns, compile_score(FalseAlarmClassifier.around(fitted, 0.05)))
+
+    def _sample(self, seen: Observed) -> Sample:
+        gates = seen.rows[:, self._classes :]
+        path = PathEncoding(gates > 0, self._network.layers)
+        return Sample(Evidence(seen.rows[:, : self._classes], gates, path), seen.ids)

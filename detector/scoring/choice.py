@@ -1,4 +1,4 @@
-"""Which features and which classifier: chosen on the fitting split, by attacks that the classifier has not seen.
+"""Which features, which classifier, whether attacks are carried on: chosen on the fitting split, by unseen attacks.
 
 Each candidate is fitted on all families of attacks but one, on the images of one half, and judged by the family left
 out, on the images of the other half: neither the attack nor the image was seen. Choosing by attacks that were fitted on
@@ -10,39 +10,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from detector.errors import DataError
-from detector.paths.encoder import Evidence
 from detector.paths.features import FEATURES, features_named, rows_of
 from detector.scoring.classifier import FalseAlarmClassifier
 from detector.scoring.classifiers import CLASSIFIERS
 from detector.scoring.compiled_score import compile_score
 from detector.scoring.evaluation import auroc
 from detector.scoring.fitting import fit_classifier
+from detector.scoring.overshoot import overshot
+from detector.scoring.sample import Sample
 
 log = logging.getLogger(__name__)
 
-Ids = npt.NDArray[np.int64]
 # Images of each attack, and clean images, that the choice is made by: enough to tell candidates apart.
 ATTACKED_IMAGES, CLEAN_IMAGES = 400, 3000
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """Evidence, and which images it is of.
-
-    Attributes:
-        evidence: one row an image.
-        ids: index of each image in its source, `int64`, `(images,)`.
-    """
-
-    evidence: Evidence
-    ids: Ids
-
-    def at(self, chosen: npt.NDArray[np.bool_] | slice) -> "Sample":
-        """The images at these places."""
-        return Sample(self.evidence.at(chosen), self.ids[chosen])
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +34,7 @@ class Candidate:
     Attributes:
         features: kinds joined by `+`.
         classifier: name in `CLASSIFIERS`.
+        overshoot: whether it is fitted on attacks carried on (`detector.scoring.overshoot`) as well.
         worst: the smallest AUROC over the families, each left out in turn.
         mean: their mean.
         seen: mean AUROC over the families when all are fitted on, on images that were not.
@@ -59,6 +42,7 @@ class Candidate:
 
     features: str
     classifier: str
+    overshoot: bool
     worst: float
     mean: float
     seen: float
@@ -88,11 +72,12 @@ def choose(
     seed: int = 0,
     listen: Callable[[Candidate], None] = lambda _: None,
     fewer: bool = True,
+    overshoot: Sequence[bool] = (False,),
 ) -> list[Candidate]:
     """All that was tried, best first.
 
-    Classifiers are compared on all the features, then, with the best of them, features: each kind is left out in turn
-    for as long as that helps.
+    Classifiers are compared on all the features, with attacks carried on and without where that is to be chosen; then,
+    with the best of them, features: each kind is left out in turn for as long as that helps.
 
     Args:
         clean: clean images of the fitting split.
@@ -102,6 +87,7 @@ def choose(
         seed: of classifiers and halves.
         listen: called after every candidate.
         fewer: whether kinds of features may be left out.
+        overshoot: whether attacks are carried on to fit on them as well: what to choose from.
 
     Raises:
         DataError: there are fewer than two families of attacks, or so few images of them that none can be left out.
@@ -117,20 +103,26 @@ def choose(
         raise DataError("expected attacked images in both halves of the fitting split to choose by, got too few")
     if short:
         log.warning("too few attacked images to choose by leaving out %s", ", ".join(short))
-    tried: dict[tuple[str, str], Candidate] = {}
+    carried_on = (
+        {recipe: overshot(clean, sample, seed) for recipe, sample in attacked.items()} if any(overshoot) else {}
+    )
+    tried: dict[tuple[str, str, bool], Candidate] = {}
 
-    def attempt(kinds: Sequence[str], classifier: str) -> Candidate:
-        key = ("+".join(kinds), classifier)
+    def attempt(kinds: Sequence[str], classifier: str, further: bool) -> Candidate:
+        key = ("+".join(kinds), classifier, further)
         if key not in tried:
-            tried[key] = _judged(*key, clean, attacked, folds, seed)
+            tried[key] = _judged(*key, clean, attacked, carried_on if further else {}, folds, seed)
             listen(tried[key])
         return tried[key]
 
-    best = max((attempt(features, name) for name in classifiers), key=lambda candidate: candidate.merit)
+    pairs = [(name, further) for name in classifiers for further in overshoot]
+    best = max((attempt(features, *pair) for pair in pairs), key=lambda candidate: candidate.merit)
     kinds = list(features)
     while fewer and len(kinds) > 1:
         rests = [[kind for kind in kinds if kind != dropped] for dropped in kinds]
-        found = max((attempt(rest, best.classifier) for rest in rests), key=lambda candidate: candidate.merit)
+        found = max(
+            (attempt(rest, best.classifier, best.overshoot) for rest in rests), key=lambda candidate: candidate.merit
+        )
         if found.merit < best.merit:
             break
         best, kinds = found, found.features.split("+")
@@ -154,8 +146,9 @@ def _folds(attacked: Mapping[str, Sample], families: Sequence[str], seed: int) -
 
 
 def _judged(
-    features: str, classifier: str, clean: Sample, attacked: Mapping[str, Sample], folds: Sequence[Fold], seed: int
-) -> Candidate:
+    features: str, classifier: str, further: bool, clean: Sample, attacked: Mapping[str, Sample],
+    carried_on: Mapping[str, Sample], folds: Sequence[Fold], seed: int,
+) -> Candidate:  # fmt: skip
     unseen: dict[str, list[float]] = {family: [] for _, family in folds if family is not None}
     seen: list[float] = []
     for half in (0, 1):
@@ -164,10 +157,11 @@ def _judged(
         columns.fit(rows_of(fitting.evidence))
         usual, judged_clean = columns.of(fitting.evidence), columns.of(judging.evidence)
         fitted_on = {name: columns.of(_half(sample, half, seed).evidence) for name, sample in attacked.items()}
+        beyond = {name: columns.of(_half(sample, half, seed).evidence) for name, sample in carried_on.items()}
         judged_by = {name: columns.of(_half(sample, 1 - half, seed).evidence) for name, sample in attacked.items()}
         for left_out in (family for side, family in folds if side == half):
             others = {name: rows for name, rows in fitted_on.items() if family_of(name) != left_out}
-            pipeline = fit_classifier(classifier, usual, others, seed)
+            pipeline = fit_classifier(classifier, usual, others, seed, beyond)
             score = compile_score(FalseAlarmClassifier.around(pipeline, 0.05))
             scores = score(judged_clean)
             for name, rows in judged_by.items():
@@ -176,7 +170,7 @@ def _judged(
                 elif len(rows) and family_of(name) == left_out:
                     unseen[family_of(name)].append(auroc(scores, score(rows)))
     means = [float(np.mean(values)) for values in unseen.values()]
-    return Candidate(features, classifier, min(means), float(np.mean(means)), float(np.mean(seen)))
+    return Candidate(features, classifier, further, min(means), float(np.mean(means)), float(np.mean(seen)))
 
 
 def _half(sample: Sample, half: int, seed: int) -> Sample:

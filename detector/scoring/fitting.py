@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +16,11 @@ from detector.scoring.classifiers import STEP, classifier_named
 from detector.scoring.compiled_score import Score, compile_score
 from detector.scoring.thresholds import Calibration, Scores
 
-# Attacked images of all attacks together: beyond that a fit takes longer and gets no better.
+# Attacked images of all attacks together, and as many carried on: beyond that a fit takes longer and gets no better.
 POSITIVES = 16_000
 CLASSIFIER = "logistic-0.01"
+# Of the weight of each attack, what goes to its images carried on (`detector.scoring.overshoot`) where there are any.
+OVERSHOT_SHARE = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,7 @@ def fit_detector(
     seed: int = 0,
     classifier: str = CLASSIFIER,
     per_class: bool = False,
+    overshot: Mapping[str, Evidence] = MappingProxyType({}),
 ) -> FittedDetector:
     """Fit on clean images against successful attacks, calibrate on clean images of other sources.
 
@@ -62,6 +66,7 @@ def fit_detector(
         seed: of the classifier, and of which attacked images are left out where there are very many.
         classifier: its name, in `detector.scoring.classifiers.CLASSIFIERS`.
         per_class: whether the rate is to hold for each predicted class by itself.
+        overshot: recipe -> its images carried on (`detector.scoring.overshoot`), to be fitted on too.
 
     Raises:
         DataError: no attack succeeded.
@@ -69,7 +74,11 @@ def fit_detector(
     """
     fitted = features_named(features, clean.class_logits.shape[1], clean.path.layers).fit(rows_of(clean))
     pipeline = fit_classifier(
-        classifier, fitted.of(clean), {name: fitted.of(part) for name, part in attacked.items()}, seed
+        classifier,
+        fitted.of(clean),
+        {name: fitted.of(part) for name, part in attacked.items()},
+        seed,
+        {name: fitted.of(part) for name, part in overshot.items()},
     )
     score = compile_score(FalseAlarmClassifier.around(pipeline, rate))
     scores, labels = [], []
@@ -80,7 +89,13 @@ def fit_detector(
     return FittedDetector(fitted, FalseAlarmClassifier.of_fitted(pipeline, calibrated_on, rate), score, calibrated_on)
 
 
-def fit_classifier(name: str, clean: Floats, attacked: Mapping[str, Floats], seed: int = 0) -> Pipeline:
+def fit_classifier(
+    name: str,
+    clean: Floats,
+    attacked: Mapping[str, Floats],
+    seed: int = 0,
+    overshot: Mapping[str, Floats] = MappingProxyType({}),
+) -> Pipeline:
     """The classifier of that name, fitted; clean and attacked images weigh alike, and so does each attack.
 
     Args:
@@ -88,27 +103,42 @@ def fit_classifier(name: str, clean: Floats, attacked: Mapping[str, Floats], see
         clean: columns of clean images, `(images, columns)`.
         attacked: attack -> columns of its images; of very many attacked images, a random choice is used.
         seed: of the classifier and of that choice.
+        overshot: attack of `attacked` -> columns of its images carried on, which take `OVERSHOT_SHARE` of its weight.
 
     Raises:
         DataError: there are no attacked images.
         RequestError: the classifier is unknown.
     """
-    parts = [part for part in attacked.values() if len(part)]
-    if not parts:
+    attacks = [attack for attack, part in attacked.items() if len(part)]
+    if not attacks:
         raise DataError("expected at least one attack that fooled the network, got none to fit on")
-    chooser, share = np.random.default_rng(seed), POSITIVES // len(parts)
-    parts = [part if len(part) <= share else part[np.sort(chooser.permutation(len(part))[:share])] for part in parts]
+    parts, shares = [], []
+    for attack in attacks:
+        parts.append(attacked[attack])
+        shares.append(1.0)
+        if len(beyond := overshot.get(attack, attacked[attack][:0])):
+            parts.append(beyond)
+            shares[-1:] = [1 - OVERSHOT_SHARE, OVERSHOT_SHARE]
+    chooser, most = np.random.default_rng(seed), POSITIVES // len(attacks)
+    parts = [part if len(part) <= most else part[np.sort(chooser.permutation(len(part))[:most])] for part in parts]
     rows = np.concatenate([clean, *parts])
     labels = np.arange(len(rows)) >= len(clean)
     made = classifier_named(name, seed)
-    made.fit(rows, labels, **{f"{STEP}__sample_weight": _weights(len(clean), [len(part) for part in parts])})
+    weights = _weights(len(clean), [len(part) for part in parts], shares)
+    made.fit(rows, labels, **{f"{STEP}__sample_weight": weights})
     return made
 
 
-def _weights(clean: int, attacked: list[int]) -> npt.NDArray[np.float64]:
-    """Half of all weight to the clean images, the other half shared alike by the attacks; 1 an image on average."""
-    total = clean + sum(attacked)
+def _weights(clean: int, attacked: list[int], shares: list[float]) -> npt.NDArray[np.float64]:
+    """Half of all weight to the clean images, the other half to the attacked ones by `shares`; 1 an image on average.
+
+    Args:
+        clean: how many clean images.
+        attacked: how many images of each kind.
+        shares: of each kind, of any sum.
+    """
+    total, of_all = clean + sum(attacked), sum(shares)
     return np.concatenate([
         np.full(clean, total / (2 * clean)),
-        *(np.full(count, total / (2 * len(attacked) * count)) for count in attacked),
+        *(np.full(count, total * share / (2 * of_all * count)) for count, share in zip(attacked, shares, strict=True)),
     ])  # fmt: skip

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+OVERSHOOT = {"yes": True, "no": False, "auto": None}
 # The others stand on the page alone.
 SHOWN = ("attacks", "worst_unseen", "false_alarms", "features", "baselines", "adaptive")
 
@@ -47,6 +48,9 @@ def fit(
     fit_on: Annotated[
         str, typer.Option(help="Stored attacks to fit on: weak, strong, all, or recipes by commas.")
     ] = "all",
+    overshoot: Annotated[
+        str, typer.Option(help="Fit on attacks carried on past where they stopped, too: yes, no, or auto to choose.")
+    ] = "no",
     per_class: Annotated[
         bool, typer.Option("--per-class", help="Hold the false-alarm rate for each predicted class by itself.")
     ] = False,
@@ -60,23 +64,26 @@ def fit(
 ) -> None:
     """Fit and calibrate the detector on clean and attacked paths: the third stage.
 
-    `auto` chooses features or classifier on the fitting split, by attacks that are left out in turn.
+    `auto` chooses features, classifier or overshoot on the fitting split, by attacks that are left out in turn.
     """
     from attacks.stages import make_detector
     from attacks.store import AttackStore
     from detector.bundle import Bundle
 
+    if overshoot not in OVERSHOOT:
+        raise typer.BadParameter(f"expected --overshoot of {', '.join(OVERSHOOT)}, got {overshoot!r}")
     opened = Bundle(bundle, trust)
     splits = splits_of(opened.manifest.network.data, data_dir, image_size)
 
     def listen(tried: "Candidate") -> None:
+        what = tried.classifier + (", carried on," if tried.overshoot else "")
         figures = tried.mean, tried.worst, tried.seen
-        log.info("%s on %s: unseen %.4f, worst %.4f, seen %.4f", tried.classifier, tried.features, *figures)
+        log.info("%s on %s: unseen %.4f, worst %.4f, seen %.4f", what, tried.features, *figures)
 
     with workers_of(ray) as workers:
         grown = make_detector(
             opened, splits, AttackStore(attacks), features, max_false_alarm_rate, seed, classifier, fit_on, per_class,
-            listen, workers,
+            listen, workers, OVERSHOOT[overshoot],
         )  # fmt: skip
     made = grown.manifest.training["detector"]
     facts = {"features": grown.detector_info().features, **made}

@@ -10,6 +10,7 @@ from attacks.report import attack_figures
 from attacks.selection import rightly_classified
 from attacks.stages import auroc_by_features, make_attacks, make_detector
 from attacks.store import AttackStore, Origin, ShardKey
+from detector.bundle import Bundle
 from detector.errors import ArtifactError, DataError, RequestError
 from detector.paths.features import ALL, FEATURES
 from tests.conftest import untrained_bundle
@@ -107,6 +108,23 @@ def test_features_and_classifier_are_chosen_by_attacks_left_out(decoupled_bundle
     assert made["candidates"][0]["features"] == best.features
     assert best.features in (bundle.folder / "MODEL_CARD.md").read_text()
     assert bundle.calibration().labels is not None
+
+
+def test_attacks_are_carried_on_where_that_is_asked_for_and_the_bundle_says_so(decoupled_bundle, digits, tmp_path):
+    recipes = [replace(RECIPES[name], budget=48 / 255) for name in ("fgsm", "pgd")]
+    make_attacks(decoupled_bundle, digits, recipes, tmp_path / "attacks", 60, 0, 60, ignore)
+    store, tried = AttackStore(tmp_path / "attacks"), []
+
+    plain = make_detector(decoupled_bundle, digits, store, "gates", 0.3, 0).classifier()
+    further = make_detector(decoupled_bundle, digits, store, "gates", 0.3, 0, overshoot=True)
+    chosen = make_detector(decoupled_bundle, digits, store, "gates", 0.3, 0, listen=tried.append, overshoot=None)
+
+    assert further.detector_info().overshoot
+    rows = np.random.default_rng(0).normal(size=(50, plain.n_features_in_))
+    assert not np.allclose(further.classifier().score_samples(rows), plain.score_samples(rows))
+    best = max(tried, key=lambda candidate: candidate.merit)
+    assert sorted(candidate.overshoot for candidate in tried) == [False, True]
+    assert Bundle(chosen.folder).detector_info().overshoot == best.overshoot
 
 
 def test_attacks_with_other_parameters_are_not_mixed(decoupled_bundle, digits, attacked):

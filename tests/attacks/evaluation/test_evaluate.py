@@ -1,7 +1,9 @@
 import json
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from attacks.evaluation.evaluate import evaluate_bundle
@@ -12,8 +14,14 @@ from attacks.evaluation.report import content_of, write_evaluation
 from attacks.recipes import RECIPES
 from attacks.stages import make_attacks, make_detector
 from attacks.store import AttackStore
+from detector.baselines.baseline import Observed
 from detector.baselines.squeezing import FeatureSqueezing
 from detector.errors import ArtifactError, RequestError
+from detector.paths.encoder import Evidence
+from detector.paths.path_encoding import PathEncoding
+from detector.scoring.fitting import fit_classifier
+from detector.scoring.overshoot import overshot
+from detector.scoring.sample import Sample
 from tests.conftest import untrained_bundle
 
 TINY = replace(
@@ -74,6 +82,25 @@ def test_digits_are_not_foreign_to_a_network_of_digits(judged, digits):
 
     assert foreign(None) == []
     assert foreign(replace(digits.test, name="strangers")) == ["strangers"]
+
+
+def test_our_detector_is_fitted_anew_with_attacks_carried_on_where_the_bundles_was():
+    draws, layers = np.random.default_rng(0), {"a": 3}
+    usual, change = np.float32(draws.normal(size=(2, 60, 5)))
+    clean, attacked = Observed(usual, np.arange(60)), Observed(usual + 0.3 * change, np.arange(60))
+
+    def sample(seen):
+        gates = seen.rows[:, 2:]
+        return Sample(Evidence(seen.rows[:, :2], gates, PathEncoding(gates > 0, layers)), seen.ids)
+
+    def scores(overshoot):
+        ours = PathDetector(SimpleNamespace(layers=layers), "gates", "logistic-1", 2, overshoot=overshoot)
+        return ours.fit(clean, {"cw": attacked})(change)
+
+    beyond = {"cw": overshot(sample(clean), sample(attacked)).evidence.gate_logits}
+    by_hand = fit_classifier("logistic-1", usual[:, 2:], {"cw": attacked.rows[:, 2:]}, 0, beyond)
+    np.testing.assert_allclose(scores(True), by_hand.decision_function(change[:, 2:]), atol=1e-6)
+    assert not np.allclose(scores(False), scores(True))
 
 
 def test_attacks_that_were_not_fitted_on_leave_no_picture_of_the_matrix(judged, tmp_path):

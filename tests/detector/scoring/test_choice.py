@@ -4,7 +4,8 @@ import pytest
 from detector.errors import DataError
 from detector.paths.encoder import Evidence
 from detector.paths.path_encoding import PathEncoding
-from detector.scoring.choice import Sample, _half, choose, family_of
+from detector.scoring.choice import _half, choose, family_of
+from detector.scoring.sample import Sample
 
 
 def sample(shift, count, seed, filters=slice(0, 6)):

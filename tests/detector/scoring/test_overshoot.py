@@ -1,0 +1,113 @@
+import numpy as np
+import pytest
+
+from detector.paths.encoder import Evidence
+from detector.paths.features import features_named
+from detector.paths.path_encoding import PathEncoding
+from detector.scoring.choice import choose
+from detector.scoring.classifier import FalseAlarmClassifier
+from detector.scoring.compiled_score import compile_score
+from detector.scoring.evaluation import auroc
+from detector.scoring.fitting import OVERSHOT_SHARE, _weights, fit_classifier
+from detector.scoring.overshoot import LEAST, MOST, overshot
+from detector.scoring.sample import Sample
+
+LAYERS = {"a": 4, "b": 2}
+
+
+def sample(logits, gates, ids):
+    logits, gates = np.float32(logits), np.float32(gates)
+    return Sample(Evidence(logits, gates, PathEncoding(gates > 0, LAYERS)), np.asarray(ids))
+
+
+def clean_images(count, seed=0):
+    """Class 0 leads by 2 to 6; gates are noise."""
+    draws = np.random.default_rng(seed)
+    logits = np.zeros((count, 2))
+    logits[:, 0] = draws.uniform(2, 6, count)
+    return sample(logits, draws.normal(size=(count, 6)), np.arange(count))
+
+
+def attacked_to(lead, moved, clean, seed=1):
+    """Class 1 leads by about `lead`, and the first gates were moved a little, in proportion."""
+    draws = np.random.default_rng(seed)
+    logits = np.zeros((len(clean), 2))
+    logits[:, 1] = lead * draws.uniform(0.8, 1.2, len(clean))
+    gates = clean.evidence.gate_logits.copy()
+    gates[:, :3] += moved
+    return sample(logits, gates, clean.ids)
+
+
+def test_an_attack_is_carried_on_along_its_own_change():
+    clean = clean_images(200)
+    stopped = attacked_to(0.2, 0.7, clean)
+
+    found = overshot(clean, stopped)
+
+    lengths = (found.evidence.gate_logits - stopped.evidence.gate_logits)[:, 0] / 0.7
+    assert LEAST - 1e-4 < lengths.min() < 2 * LEAST
+    assert MOST / 2 < lengths.max() < MOST + 1e-4
+    change = stopped.evidence.class_logits - clean.evidence.class_logits
+    np.testing.assert_allclose(
+        found.evidence.class_logits, stopped.evidence.class_logits + lengths[:, None] * change, atol=1e-3
+    )
+    np.testing.assert_array_equal(found.evidence.path.bits, found.evidence.gate_logits > 0)
+
+
+def test_each_attacked_image_is_held_against_its_own_clean_image():
+    clean = clean_images(20)
+    stopped = attacked_to(0.2, 0.7, clean)
+    order = np.random.default_rng(3).permutation(20)
+
+    found = overshot(clean.at(np.arange(20) < 12), stopped.at(order))
+
+    assert found.ids.tolist() == [image for image in order.tolist() if image < 12]
+    moved = (found.evidence.gate_logits - stopped.evidence.gate_logits[found.ids])[:, 3:]
+    np.testing.assert_allclose(moved, 0, atol=1e-6)
+
+
+def test_without_a_known_clean_image_nothing_is_carried_on():
+    clean = clean_images(20)
+
+    assert len(overshot(clean.at(slice(5)), attacked_to(0.2, 0.7, clean).at(slice(10, 20)))) == 0
+
+
+def score_on(clean, attacks, further):
+    columns = features_named("gates+margins", 2, LAYERS).fit(np.zeros((1, 8)))
+    parts = {name: columns.of(part.evidence) for name, part in attacks.items()}
+    beyond = {name: columns.of(overshot(clean, part).evidence) for name, part in attacks.items()} if further else {}
+    fitted = fit_classifier("logistic-0.1", columns.of(clean.evidence), parts, 0, beyond)
+    score = compile_score(FalseAlarmClassifier.around(fitted, 0.05))
+    return lambda seen: score(columns.of(seen.evidence))
+
+
+def test_a_detector_of_attacks_that_stop_early_then_sees_those_that_run_on():
+    clean, fresh = clean_images(400), clean_images(400, 5)
+    far = attacked_to(12, 2.5, fresh)
+    known = {"cw": attacked_to(0.2, 0.7, clean)}
+
+    without, with_it = score_on(clean, known, False), score_on(clean, known, True)
+
+    assert auroc(without(fresh), without(far)) < 0.2
+    assert auroc(with_it(fresh), with_it(far)) > 0.9
+
+
+def test_carried_on_images_share_the_weight_of_their_attack():
+    shares = [1 - OVERSHOT_SHARE, OVERSHOT_SHARE, 1.0]
+
+    weights = np.split(_weights(100, [10, 20, 30], shares), [100, 110, 130])
+
+    sums = [part.sum() for part in weights]
+    assert sums[0] == pytest.approx(sums[1] + sums[2] + sums[3])
+    assert sums[1] + sums[2] == pytest.approx(sums[3])
+    assert sum(sums) == pytest.approx(160)
+
+
+def test_it_is_chosen_where_it_helps_against_attacks_left_out():
+    clean = clean_images(400)
+    attacks = {"cw": attacked_to(0.2, 0.7, clean), "pgd-end": attacked_to(12, 2.5, clean, 2)}
+
+    tried = choose(clean, attacks, ["gates", "margins"], ["logistic-0.1"], fewer=False, overshoot=(False, True))
+
+    assert [candidate.overshoot for candidate in tried] == [True, False]
+    assert tried[0].worst > tried[1].worst + 0.1
