@@ -155,8 +155,12 @@ def surrogate_of(classifier: FalseAlarmClassifier, rows: Callable[[], Floats], s
     folded = _folded(classifier.estimator_)
     if folded is None:
         return imitate(compile_score(classifier), rows(), seed)
-    weights, offset = folded
-    return Surrogate(lambda rows: rows.double() @ weights.to(rows.device) + offset, True, 1.0, 0)
+    weights, offsets = folded
+
+    def score(rows: Tensor) -> Tensor:
+        return (rows.double() @ weights.to(rows.device) + offsets.to(rows.device)).logsumexp(dim=1)
+
+    return Surrogate(score, True, 1.0, 0)
 
 
 def imitate(score: Score, rows: Floats, seed: int = 0, epochs: int = 60, width: int = 128) -> Surrogate:
@@ -210,16 +214,22 @@ def imitate(score: Score, rows: Floats, seed: int = 0, epochs: int = 60, width: 
     return Surrogate(imitation, False, float(ranks), len(held_out))
 
 
-def _folded(estimator: BaseEstimator) -> tuple[Tensor, float] | None:
-    """Weights and offset of a logistic regression behind any number of standardisations; None for anything else."""
+def _folded(estimator: BaseEstimator) -> tuple[Tensor, Tensor] | None:
+    """How far each class of a logistic regression behind any number of standardisations lies above the first.
+
+    Returns:
+        Weights, `(columns, classes - 1)`, and offsets, `(classes - 1,)`; None for any other classifier.
+    """
     steps = [step for _, step in estimator.steps] if isinstance(estimator, Pipeline) else [estimator]
     *scalers, model = steps
     if not isinstance(model, LogisticRegression) or not all(isinstance(scaler, StandardScaler) for scaler in scalers):
         return None
-    weights, offset = np.asarray(model.coef_[0], np.float64), float(model.intercept_[0])
+    weights, offsets = np.asarray(model.coef_, np.float64), np.asarray(model.intercept_, np.float64)
+    if len(weights) > 1:
+        weights, offsets = weights[1:] - weights[:1], offsets[1:] - offsets[:1]
     for scaler in reversed(scalers):
         if scaler.with_std:
             weights = weights / scaler.scale_
         if scaler.with_mean:  # `mean_` is there without it too
-            offset -= float(weights @ scaler.mean_)
-    return torch.from_numpy(weights), offset
+            offsets = offsets - weights @ scaler.mean_
+    return torch.from_numpy(weights.T.copy()), torch.from_numpy(offsets)

@@ -24,6 +24,18 @@ def log_odds(share: npt.ArrayLike) -> npt.NDArray[np.float64]:
     return np.asarray(np.log(inside) - np.log1p(-inside), np.float64)
 
 
+def odds_against_first(decisions: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Log-odds of any other class against the first.
+
+    Args:
+        decisions: logarithms of the classes' shares, each row up to a constant of its own, `(samples, classes)`.
+
+    Returns:
+        Unbounded scores, `(samples,)`.
+    """
+    return np.asarray(np.logaddexp.reduce(decisions[:, 1:] - decisions[:, :1], axis=1), np.float64)
+
+
 class FalseAlarmClassifier(ClassifierMixin, BaseEstimator):
     """Flags the positive class only above a threshold that a given share of the negatives may pass.
 
@@ -35,7 +47,8 @@ class FalseAlarmClassifier(ClassifierMixin, BaseEstimator):
         """Wrap a scikit-learn classifier.
 
         Args:
-            estimator: any binary classifier; None for `default_estimator()`.
+            estimator: any classifier; None for `default_estimator()`. One that was fitted on more than two classes
+                counts as positive whatever is not of the first.
             max_false_alarms: share of the negatives allowed above the threshold, in (0, 1).
         """
         self.estimator = estimator
@@ -79,6 +92,8 @@ class FalseAlarmClassifier(ClassifierMixin, BaseEstimator):
     def of_fitted(cls, estimator: BaseEstimator, calibration: Calibration, max_false_alarms: float) -> Self:
         """A fitted and calibrated classifier around an estimator that was fitted before, with True for flagged.
 
+        Where the estimator knows more than two classes, the first is what is not flagged.
+
         Raises:
             RequestError: there are too few scores for `max_false_alarms`.
         """
@@ -99,8 +114,9 @@ class FalseAlarmClassifier(ClassifierMixin, BaseEstimator):
         # float64, so that probabilities near 1 can be told apart
         X = validate_data(self, X, reset=False, dtype=np.float64)
         if hasattr(self.estimator_, "decision_function"):
-            return np.asarray(self.estimator_.decision_function(X), np.float64)
-        return log_odds(self.estimator_.predict_proba(X)[:, 1])
+            decisions = np.asarray(self.estimator_.decision_function(X), np.float64)
+            return decisions if decisions.ndim == 1 else odds_against_first(decisions)
+        return log_odds(self.estimator_.predict_proba(X)[:, 1:].sum(axis=1))
 
     def decision_function(self, X: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """How far the score lies above the threshold, `(samples,)`."""

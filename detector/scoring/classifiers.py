@@ -42,6 +42,8 @@ CLASSIFIERS: Mapping[str, Callable[[int], Pipeline]] = {
     "logistic-0.01": _logistic(0.01),
     "logistic-0.1": _logistic(0.1),
     "logistic-1": _logistic(1.0),
+    "multinomial-0.003": _logistic(0.003),
+    "multinomial-0.01": _logistic(0.01),
     "mlp": lambda seed: _scaled(
         MLPClassifier((64,), alpha=1e-3, max_iter=60, n_iter_no_change=60, batch_size=256, random_state=seed)
     ),
@@ -60,6 +62,12 @@ CLASSIFIERS: Mapping[str, Callable[[int], Pipeline]] = {
         )
     ),
 }
+
+
+# Those that are not told "attacked" but by which attack. Each attack then has weights of its own, and an image is as
+# suspicious as the attack that explains it best makes it: images at the decision boundary and images far beyond it lie
+# on opposite sides of the clean ones, which one sum of columns cannot say.
+TOLD_EACH_ATTACK = frozenset({"multinomial-0.003", "multinomial-0.01"})
 
 
 def classifier_named(name: str, seed: int = 0) -> Pipeline:

@@ -1,7 +1,7 @@
 """A fitted scikit-learn classifier -> a function that scores rows at the cost of the arithmetic alone.
 
 scikit-learn checks and copies its input at every step of a pipeline, which for one row takes many times as long as the
-arithmetic. Standardisation and a linear model fold into one matrix product instead, a small network into one for each
+arithmetic. Standardisation and linear models fold into one matrix product instead, a small network into one for each
 of its layers, and trees are walked side by side (`compiled_trees`); any other classifier is called as it is. A linear
 model of bits, logits and margins may also be computed by the engine that computes them (`linear_score`).
 """
@@ -63,13 +63,16 @@ class LinearScore:
 def compile_score(estimator: BaseEstimator) -> Score:
     """Rows `(images, features)` -> how suspicious each is, `(images,)`: `decision_function` of a fitted classifier.
 
-    Of one that has none, and of a `FalseAlarmClassifier` around such a one, the log-odds of the positive class.
+    Of one that has none, and of a `FalseAlarmClassifier` around such a one, the log-odds of the positive class; of one
+    of more than two classes, those of all classes but the first.
 
     Equal to scikit-learn's own answer up to the rounding of float64.
     """
     steps = _steps_of(estimator)
     match steps:
         case [StandardScaler(with_mean=True, with_std=True) as scaler, LogisticRegression() as model]:
+            if len(model.coef_) > 1:
+                return _folded_lines(scaler, model)
             weights, offset = _folded_line(scaler, model)
             return lambda rows: np.asarray(rows, np.float64) @ weights + offset
         case [StandardScaler(with_mean=True, with_std=True) as scaler, MLPClassifier(activation="relu") as network]:
@@ -91,7 +94,9 @@ def linear_score(estimator: BaseEstimator, features: PathFeatures) -> LinearScor
         features: fitted; what it reads.
     """
     match _steps_of(estimator):
-        case [StandardScaler(with_mean=True, with_std=True) as scaler, LogisticRegression() as model]:
+        case [StandardScaler(with_mean=True, with_std=True) as scaler, LogisticRegression() as model] if (
+            len(model.coef_) == 1
+        ):
             weights, offset = _folded_line(scaler, model)
             kinds = features.kinds
             widths = [len(FEATURES[kind].columns(kind, features.classes, features.layers)) for kind in kinds]
@@ -110,6 +115,14 @@ def _steps_of(estimator: BaseEstimator) -> list[BaseEstimator]:
 def _folded_line(scaler: StandardScaler, model: LogisticRegression) -> tuple[Weights, float]:
     weights = model.coef_[0] / scaler.scale_
     return weights, float(model.intercept_[0] - weights @ scaler.mean_)
+
+
+def _folded_lines(scaler: StandardScaler, model: LogisticRegression) -> Score:
+    """Of more than two classes: one weighted sum for each but the first, how far it lies above that of the first."""
+    lead = np.asarray(model.coef_[1:] - model.coef_[:1], np.float64) / scaler.scale_
+    offsets = np.asarray(model.intercept_[1:] - model.intercept_[:1], np.float64) - lead @ scaler.mean_
+    weights = np.ascontiguousarray(lead.T)
+    return lambda rows: np.logaddexp.reduce(np.asarray(rows, np.float64) @ weights + offsets, axis=1)
 
 
 def _folded_network(scaler: StandardScaler, network: MLPClassifier) -> Score:

@@ -12,7 +12,7 @@ from detector.errors import DataError
 from detector.paths.encoder import Evidence, Floats
 from detector.paths.features import PathFeatures, features_named, rows_of
 from detector.scoring.classifier import FalseAlarmClassifier
-from detector.scoring.classifiers import STEP, classifier_named
+from detector.scoring.classifiers import STEP, TOLD_EACH_ATTACK, classifier_named
 from detector.scoring.compiled_score import Score, compile_score
 from detector.scoring.thresholds import Calibration, Scores
 
@@ -20,7 +20,7 @@ from detector.scoring.thresholds import Calibration, Scores
 POSITIVES = 16_000
 CLASSIFIER = "logistic-0.01"
 # Of the weight of each attack, what goes to its images carried on (`detector.scoring.overshoot`) where there are any.
-OVERSHOT_SHARE = 0.3
+OVERSHOT_SHARE = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,17 +112,21 @@ def fit_classifier(
     attacks = [attack for attack, part in attacked.items() if len(part)]
     if not attacks:
         raise DataError("expected at least one attack that fooled the network, got none to fit on")
-    parts, shares = [], []
-    for attack in attacks:
+    parts, shares, kinds = [], [], []
+    for kind, attack in enumerate(attacks, start=1):
         parts.append(attacked[attack])
         shares.append(1.0)
+        kinds.append(kind)
         if len(beyond := overshot.get(attack, attacked[attack][:0])):
             parts.append(beyond)
             shares[-1:] = [1 - OVERSHOT_SHARE, OVERSHOT_SHARE]
+            kinds.append(len(attacks) + 1)  # all that is carried on is one kind
     chooser, most = np.random.default_rng(seed), POSITIVES // len(attacks)
     parts = [part if len(part) <= most else part[np.sort(chooser.permutation(len(part))[:most])] for part in parts]
     rows = np.concatenate([clean, *parts])
-    labels = np.arange(len(rows)) >= len(clean)
+    labels = np.repeat([0, *kinds], [len(clean), *map(len, parts)])
+    if name not in TOLD_EACH_ATTACK:
+        labels = labels > 0
     made = classifier_named(name, seed)
     weights = _weights(len(clean), [len(part) for part in parts], shares)
     made.fit(rows, labels, **{f"{STEP}__sample_weight": weights})

@@ -38,7 +38,7 @@ def overshot(clean: Sample, attacked: Sample, seed: int = 0) -> Sample:
     lengths = np.exp(np.random.default_rng(seed).uniform(np.log(LEAST), np.log(MOST), len(known)))[:, None]
 
     def beyond(start: Floats, end: Floats) -> Floats:
-        return (end + lengths * (end - start)).astype(np.float32)
+        return np.asarray(end + lengths * (end - start), np.float32)
 
     gates = beyond(before.gate_logits, known.evidence.gate_logits)
     logits = beyond(before.class_logits, known.evidence.class_logits)

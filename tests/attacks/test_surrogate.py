@@ -82,6 +82,21 @@ def test_a_logistic_regression_is_translated_exactly(rows, estimator):
     assert (torch.autograd.grad(scores.sum(), points)[0] != 0).any()
 
 
+@pytest.mark.parametrize("scaler", [StandardScaler(), StandardScaler(with_std=False)])
+def test_the_sums_of_several_attacks_are_translated_exactly(rows, scaler):
+    kinds = np.arange(len(rows)) % 4
+    pipeline = make_pipeline(scaler, LogisticRegression()).fit(
+        rows + kinds[:, None] * np.eye(rows.shape[1])[kinds], kinds
+    )
+    classifier = FalseAlarmClassifier.around(pipeline, 0.05)
+
+    surrogate = surrogate_of(classifier, lambda: rows)
+
+    assert surrogate.exact
+    scores = surrogate.score(torch.from_numpy(rows)).numpy()
+    assert np.allclose(scores, classifier.score_samples(rows.astype(np.float64)), rtol=1e-9)
+
+
 def test_a_forest_is_imitated_and_the_imitation_is_judged_on_rows_it_did_not_see(rows):
     classifier = fitted(RandomForestClassifier(50, random_state=0), rows)
 

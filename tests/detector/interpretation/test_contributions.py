@@ -5,6 +5,8 @@ import pytest
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from detector.interpretation.contributions import Contributions, contributions_of
 from detector.scoring.classifier import FalseAlarmClassifier
@@ -56,6 +58,36 @@ def test_a_little_noise_changes_the_parts_a_little(rows):
     before, after = parts_of(classifier, rows[0]).parts, parts_of(classifier, noisy).parts
     assert np.corrcoef(before.ravel(), after.ravel())[0, 1] > 0.999
     assert (before.argmax(axis=1) == after.argmax(axis=1)).mean() > 0.95
+
+
+def test_the_sums_of_several_attacks_are_taken_apart_by_integrated_gradients(rows):
+    columns, attacked = rows
+    kinds = np.where(attacked, 1 + np.arange(200) // 2 % 2, 0)
+    columns[kinds == 2, 0] -= 4  # the second attack lies on the other side of the clean images
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression()).fit(columns, kinds)
+    classifier = FalseAlarmClassifier.around(pipeline, 0.05)
+
+    found = parts_of(classifier, columns)
+
+    np.testing.assert_allclose(found.base + found.parts.sum(axis=1), classifier.score_samples(columns), rtol=1e-9)
+    means = columns.mean(axis=0, dtype=np.float64, keepdims=True)
+    np.testing.assert_allclose(found.base[0], classifier.score_samples(means)[0], atol=1e-6)
+    assert found.method == "integrated gradients"
+    # Both attacks move column 0, one up and one down: either way it is what makes them suspicious.
+    assert found.parts[kinds == 1, 0].mean() > found.parts[kinds == 0, 0].mean() + 0.5
+    assert found.parts[kinds == 2, 0].mean() > found.parts[kinds == 0, 0].mean() + 0.5
+
+
+def test_a_column_that_no_sum_weighs_has_no_part(rows):
+    columns, attacked = rows
+    columns[:, 4] = 7
+    kinds = np.where(attacked, 1 + np.arange(200) // 2 % 2, 0)
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression()).fit(columns, kinds)
+
+    found = parts_of(FalseAlarmClassifier.around(pipeline, 0.05), columns)
+
+    assert (found.parts[:, 4] == 0).all()
+    assert (found.parts[:, 0] != 0).any()
 
 
 TREES = pytest.mark.parametrize(

@@ -10,6 +10,9 @@ from detector.paths.features import features_named
 from detector.scoring.classifier import FalseAlarmClassifier, default_estimator
 from detector.scoring.classifiers import CLASSIFIERS, classifier_named
 from detector.scoring.compiled_score import compile_score, linear_score
+from detector.scoring.evaluation import auroc
+from detector.scoring.fitting import fit_classifier
+from detector.scoring.saved_estimator import load_estimator, save_estimator
 
 
 @pytest.mark.parametrize(
@@ -52,6 +55,49 @@ def test_every_named_classifier_scores_alike_compiled_alone_and_in_a_batch(name)
     assert score(rows[:0]).shape == (0,)
 
 
+def test_sums_of_several_attacks_score_alike_compiled_loaded_alone_and_in_a_batch():
+    rows, clean, attacks = two_sided_attacks()
+    fitted = fit_classifier("multinomial-0.01", clean, attacks)
+    expected = FalseAlarmClassifier.around(load_estimator(save_estimator(fitted)), 0.05).score_samples(rows)
+
+    score = compile_score(fitted)
+
+    assert fitted.classes_.tolist() == [0, 1, 2]
+    np.testing.assert_allclose(score(rows), expected, atol=1e-6)
+    np.testing.assert_allclose(np.concatenate([score(row[None]) for row in rows[:20]]), score(rows)[:20], atol=1e-9)
+    shares = fitted.predict_proba(rows)
+    np.testing.assert_allclose(score(rows), np.log(1 - shares[:, 0]) - np.log(shares[:, 0]), atol=1e-4)
+    assert score(rows[:0]).shape == (0,)
+
+
+def test_attacks_on_either_side_of_the_clean_images_are_told_by_a_sum_for_each():
+    rows, clean, attacks = two_sided_attacks()
+
+    def found(name):
+        score = compile_score(fit_classifier(name, clean, attacks))
+        return auroc(score(clean), score(rows[len(clean) :]))
+
+    assert found("logistic-0.01") < 0.7
+    assert found("multinomial-0.01") > 0.95
+
+
+def test_what_is_carried_on_is_a_kind_of_attack_of_its_own():
+    _, clean, attacks = two_sided_attacks()
+    further = {"low": attacks["low"] - 3, "high": attacks["high"] + 3}
+
+    assert fit_classifier("multinomial-0.01", clean, attacks, 0, further).classes_.tolist() == [0, 1, 2, 3]
+    assert fit_classifier("logistic-0.01", clean, attacks, 0, further).classes_.tolist() == [False, True]
+
+
+def two_sided_attacks():
+    """All rows, clean ones, and those of two attacks that move a column down and up."""
+    chooser = np.random.default_rng(0)
+    clean, low, high = (chooser.normal(0, 1, (200, 12)).astype(np.float32) for _ in range(3))
+    low[:, 1] -= 4
+    high[:, 1] += 4
+    return np.concatenate([clean, low, high]), clean, {"low": low, "high": high}
+
+
 def _smaller(pipeline):
     step = pipeline.steps[-1][1]
     for name in ("n_estimators", "max_iter"):
@@ -84,9 +130,11 @@ def test_the_multiplications_of_a_score_counted_by_hand():
 def test_another_classifier_is_no_weighted_sum():
     rows = np.random.default_rng(0).normal(size=(40, 9)).astype(np.float32)
     features = features_named("bits", 3, {"a": 2, "b": 4}).fit(rows)
-    fitted = RandomForestClassifier(3).fit(features.transform(rows), np.arange(40) % 2)
+    forest = RandomForestClassifier(3).fit(features.transform(rows), np.arange(40) % 2)
+    several = default_estimator().fit(features.transform(rows), np.arange(40) % 3)
 
-    assert linear_score(fitted, features) is None
+    assert linear_score(forest, features) is None
+    assert linear_score(several, features) is None
 
 
 def test_the_default_estimator_is_the_one_that_folds():
