@@ -16,6 +16,7 @@ from detector.paths.encoder import Evidence, encode_set
 from detector.paths.features import features_named, rows_of
 from detector.scoring.classifier import default_estimator
 from detector.scoring.detector import Detector
+from detector.scoring.fitting import fit_classifier
 from detector.scoring.thresholds import Calibration
 
 PLAIN, EVERYTHING = "bits+gates+margins", "bits+gates+margins+path-likelihoods+gate-likelihoods"
@@ -67,6 +68,22 @@ def test_the_score_is_that_of_the_scikit_learn_pipeline(whole, digits):
     expected = whole.classifier().score_samples(columns)
 
     np.testing.assert_allclose(Detector(whole).detect(pixels).scores, expected, atol=1e-4)
+
+
+def test_a_classifier_of_several_attacks_is_served_as_scikit_learn_scores(decoupled_bundle, digits):
+    columns = columns_of(decoupled_bundle.network(), digits.fitting)
+    attacks = {str(label): columns[digits.fitting.labels == label] for label in range(1, 4)}
+    classifier = fit_classifier("multinomial-0.01", columns[digits.fitting.labels == 0], attacks)
+    info, calibration = (
+        DetectorInfo(PLAIN, 0.05, tuple(attacks), "multinomial-0.01"),
+        Calibration(np.linspace(-9, 9, 99)),
+    )
+    bundle = Bundle(add_detector(decoupled_bundle, info, classifier, calibration, {}).folder)
+
+    found = Detector(bundle).detect(digits.test.pixels(slice(0, 5)))
+
+    shares = classifier.predict_proba(columns_of(bundle.network(), digits.test.first(5)))
+    np.testing.assert_allclose(found.scores, np.log(1 - shares[:, 0]) - np.log(shares[:, 0]), atol=1e-3)
 
 
 def test_what_the_features_learnt_comes_back_with_the_bundle(decoupled_bundle, digits):
