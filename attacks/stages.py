@@ -120,6 +120,7 @@ def make_detector(
         "seed": seed,
         "classifier": classifier,
         "fit_on": fit_on,
+        "overshoot": bool(overshoot),
         "per_class": per_class,
         "candidates": [asdict(candidate) for candidate in tried],
         "clean_images": len(clean.ids),

@@ -109,6 +109,7 @@ def test_a_mistake_gets_one_line_and_exit_code_1(run, arguments, message, tmp_pa
         (("fly",), "No such command 'fly'"),
         (("train", "--out", "x", "--epochs", "0"), "greater than or equal to 1"),
         (("detect", "nowhere.png"), "expected an image file or a folder, got no nowhere.png"),
+        (("fit", "--bundle", "a", "--attacks", "b", "--overshoot", "far"), "expected --overshoot of yes, no, auto,"),
         (("detect", "."), "expected images (.jpg, .jpeg, .png, .webp) in ., got none"),
     ],
 )
