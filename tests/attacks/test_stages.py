@@ -115,9 +115,10 @@ def test_attacks_are_carried_on_where_that_is_asked_for_and_the_bundle_says_so(d
     make_attacks(decoupled_bundle, digits, recipes, tmp_path / "attacks", 60, 0, 60, ignore)
     store, tried = AttackStore(tmp_path / "attacks"), []
 
-    plain = make_detector(decoupled_bundle, digits, store, "gates", 0.3, 0).classifier()
-    further = make_detector(decoupled_bundle, digits, store, "gates", 0.3, 0, overshoot=True)
-    chosen = make_detector(decoupled_bundle, digits, store, "gates", 0.3, 0, listen=tried.append, overshoot=None)
+    first = make_detector(decoupled_bundle, digits, store, "gates", 0.3, 0)
+    plain = first.classifier()
+    further = make_detector(first, digits, store, "gates", 0.3, 0, overshoot=True)
+    chosen = make_detector(further, digits, store, "gates", 0.3, 0, listen=tried.append, overshoot=None)
 
     assert further.detector_info().overshoot
     rows = np.random.default_rng(0).normal(size=(50, plain.n_features_in_))
