@@ -1,9 +1,11 @@
 """What is said of paths, held against the bars: combinations, causes, correction, and how long a person waits.
 
-    python -m benchmarks.interpretation [--bundle DIR ...] [--attacks DIR] [--data-dir DIR] [--quick] [--json FILE]
+    python -m benchmarks.interpretation [--bundle DIR ...] [--attacks DIR] [--data-dir DIR] [--quick] [--times]
+                                        [--json FILE]
 
-Without a bundle (and with --quick) only times are measured, on fresh weights: they do not depend on them. Bundles are
-networks of CIFAR-10, one for each seed; combinations are found on training images and judged on the split fitting.
+Without a bundle (and with --quick) only times are measured, on fresh weights: they do not depend on them; with --times
+only they too, of the first bundle. Bundles are networks of CIFAR-10, one for each seed; combinations are found on
+training images and judged on the split fitting.
 Attacks are what `pathguard attack --recipes cw,deepfool` wrote for the first bundle; correction is judged on its split
 test, detected images alone, and on all clean images of that split. The share of detected images whose second likeliest
 class is the right one stands beside it: minimal attacks leave much of that.
@@ -59,6 +61,7 @@ def main(
     attacks: Annotated[Path | None, typer.Option(help="Attacks by cw and deepfool on the first bundle.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Where CIFAR-10 lies.")] = None,
     quick: Annotated[bool, typer.Option(help="Times alone, on fresh weights; under a minute.")] = False,
+    times: Annotated[bool, typer.Option("--times", help="Times alone, of the first bundle.")] = False,
     json: Annotated[Path | None, typer.Option(help="File for the rows {figure, value, bar, met}.")] = None,
 ) -> None:
     """Measure and print."""
@@ -68,6 +71,7 @@ def main(
     splits = None
     if bundles:
         splits = load_splits(bundles[0].manifest.network.data, data_dir)
+    if splits is not None and not times:
         for seed, opened in enumerate(bundles):
             rows += list(_combination_rows(combination_figures(seen_paths(opened, splits), seed), seed))
         rows += list(_correction_rows(bundles[0], splits, attacks))
