@@ -230,7 +230,7 @@ def _lost_part(network: GatedNet, cluster: Any, two: Workers, size: Size, found:
     with tempfile.TemporaryDirectory() as folder:
         _attack(network, Path(folder), size.attacked, two, size.work, lose)
         lines = (Path(folder) / "shards.jsonl").read_text().splitlines()
-        ids = [int(i) for shard in AttackStore(Path(folder)).read("test", "pgd") for i in shard.ids]
+        ids = [int(i) for shard in AttackStore(Path(folder)).read("test", size.work.recipe) for i in shard.ids]
     images = _labelled(network, size.attacked, size.work.pixels)
     wanted = set(images.ids[rightly_classified(network, images)].tolist())
     twice = len(ids) - len(set(ids)) + len(lines) - -(-len(wanted) // size.work.shard)
