@@ -27,6 +27,7 @@ from benchmarks.overload import overload
 from benchmarks.peers.sides import Side, ours, peers
 from benchmarks.report import Row, print_rows, write_rows
 from benchmarks.server import resident_megabytes, server_process
+from benchmarks.timing import interleaved
 from detector.bundle import Bundle
 from detector.images import ImageSpec, Pixels, decode, encode_png
 from detector.scoring.detector import Detector
@@ -292,14 +293,7 @@ def raw_request(pixels: Pixels) -> pb.DetectRequest:
 
 def medians(turns: int, *functions: Callable[[], object]) -> list[float]:
     """The median milliseconds of each function, called one after the other, in turn."""
-    taken: list[list[float]] = [[] for _ in functions]
-    for turn in range(WARM_UP_TURNS + turns):
-        for function, times in zip(functions, taken, strict=True):
-            begin = time.perf_counter()
-            function()
-            if turn >= WARM_UP_TURNS:
-                times.append(time.perf_counter() - begin)
-    return [float(np.median(times)) * 1000 for times in taken]
+    return [1000 * seconds for seconds in interleaved(functions, turns, WARM_UP_TURNS)]
 
 
 def answered(response: pb.DetectResponse) -> None:

@@ -7,7 +7,6 @@ Filters whose sum with a shortcut is what others read stay, since the shortcut s
 """
 
 import threading
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -136,11 +135,3 @@ def _replaced(answers: Answers, places: npt.NDArray[np.intp], right: Answers) ->
         scores = answers.scores.copy()
         scores[places] = right.scores
     return Answers(Evidence(class_logits, gate_logits, PathEncoding(bits, old.path.layers)), scores)
-
-
-def never_opened(paths: Sequence[PathEncoding], filters: int) -> Bits:
-    """The filters that are closed in all `paths`, `(filters,)`."""
-    opened = np.zeros(filters, np.bool_)
-    for part in paths:
-        opened |= part.bits.any(axis=0)
-    return ~opened

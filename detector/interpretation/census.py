@@ -66,23 +66,6 @@ class Census:
                 bits = path.bits[start : start + _TOGETHER_AT_ONCE].astype(np.float32)
                 self.together += (bits.T @ bits).astype(np.int64)
 
-    def merge(self, other: "Census") -> None:
-        """Count what `other` counted, so that several processes can share the work.
-
-        Raises:
-            PathShapeError: it is of another network or other classes, or counts other things.
-        """
-        if (
-            other.layers != self.layers
-            or other.images.shape != self.images.shape
-            or (other.together is None) != (self.together is None)
-        ):
-            raise PathShapeError("expected a census of the same network and classes, got another")
-        self.images += other.images
-        self.opened += other.opened
-        if self.together is not None and other.together is not None:
-            self.together += other.together
-
     def rates(self) -> Doubles:
         """Share of all images for which each filter is open, in [0, 1], `(filters,)`.
 

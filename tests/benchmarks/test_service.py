@@ -51,7 +51,7 @@ def test_overload_tells_refusals_from_answers_and_counts_what_came_too_late():
 
 def test_medians_are_of_each_function_by_itself(monkeypatch):
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr("benchmarks.service.time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr("benchmarks.timing.time", SimpleNamespace(perf_counter=lambda: clock.now))
 
     def taking(seconds):
         def call():

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from detector.bundle import Bundle
-from detector.images import encode_png
 from detector.scoring.detector import Detector
+from tests.pathguard.conftest import written
 from tests.pathguard.test_cli import run
 
 __all__ = ["run"]
@@ -14,11 +14,7 @@ __all__ = ["run"]
 
 @pytest.fixture
 def photos(tmp_path, digits):
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for place, pixels in enumerate(digits.test.pixels(slice(0, 59))):
-        (folder / f"{place:03d}.png").write_bytes(encode_png(pixels))
-    return folder
+    return written(digits.test.pixels(slice(0, 59)), tmp_path / "photos")
 
 
 def test_the_threshold_follows_the_images_and_the_model_stays(run, fitted_bundle, photos, digits):
@@ -58,9 +54,9 @@ def test_too_few_images_or_a_damaged_one_change_nothing(run, fitted_bundle, phot
     code, _, err = run("calibrate", photos, "--bundle", fitted_bundle.folder, "--max-false-alarm-rate", 0.001)
     assert code == 1
     assert "expected a false-alarm rate from 0.016667" in err
-    (photos / "007.png").write_bytes(b"no image")
+    (photos / "7.png").write_bytes(b"no image")
     code, _, err = run("calibrate", photos, "--bundle", fitted_bundle.folder)
     assert code == 1
-    assert "007.png: expected" in err
+    assert "7.png: expected" in err
     assert len(err.splitlines()) == 1
     assert Bundle(fitted_bundle.folder).threshold_digest == before

@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 
 from detector.bundle import Bundle
-from detector.images import encode_png
 from detector.scoring.detector import Detector
 from pathguard.client import Client
 from pathguard.commands import interpretation
 from protos.pathguard.v1 import detection_pb2 as pb
 from protos.pathguard.v1.detection_pb2_grpc import DetectionServiceStub
 from service.server import running_server
+from tests.pathguard.conftest import written
 from tests.pathguard.test_cli import run
 from tests.service.conftest import QUICK
 
@@ -24,11 +24,7 @@ __all__ = ["run"]
 
 @pytest.fixture
 def photos(tmp_path, digits):
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for place, pixels in enumerate(digits.test.pixels(slice(0, 3))):
-        (folder / f"{place}.png").write_bytes(encode_png(pixels))
-    return folder
+    return written(digits.test.pixels(slice(0, 3)), tmp_path / "photos")
 
 
 @pytest.fixture

@@ -22,12 +22,11 @@ def census_of(path: PathEncoding, labels: np.ndarray, together: bool = False) ->
 
 
 @given(st.integers(0, 40), st.integers(0, 40))
-def test_counting_in_parts_or_in_two_processes_is_counting_at_once(first, second):
+def test_counting_in_parts_is_counting_at_once(first, second):
     path, labels = paths(first + second)
-    at_once, apart, other = census_of(path, labels, True), Census(LAYERS, 3, True), Census(LAYERS, 3, True)
+    at_once, apart = census_of(path, labels, True), Census(LAYERS, 3, True)
     apart.add(PathEncoding(path.bits[:first], LAYERS), labels[:first])
-    other.add(PathEncoding(path.bits[first:], LAYERS), labels[first:])
-    apart.merge(other)
+    apart.add(PathEncoding(path.bits[first:], LAYERS), labels[first:])
     for name in ("images", "opened", "together"):
         np.testing.assert_array_equal(getattr(apart, name), getattr(at_once, name))
 
@@ -95,5 +94,3 @@ def test_what_was_not_counted_cannot_be_told():
 def test_paths_of_another_network_are_refused():
     with pytest.raises(PathShapeError, match="5 filters"):
         Census(LAYERS, 3).add(PathEncoding(np.ones((2, 4), bool), {"first": 4}), np.zeros(2, np.int64))
-    with pytest.raises(PathShapeError, match="same network"):
-        Census(LAYERS, 3).merge(Census(LAYERS, 4))
