@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from attacks.adaptive.defence import defence_of
+from attacks.benign import benign_samples
 from attacks.campaign import Campaign, run_attacks
 from attacks.evidence import clean_sample, fooling_evidence, fooling_sample
 from attacks.fitting_sets import fitting_recipes
@@ -79,6 +80,7 @@ def make_detector(
     bundle: Bundle, splits: Splits, store: AttackStore, features: str, rate: float, seed: int,
     classifier: str = CLASSIFIER, fit_on: str = "all", per_class: bool = False,
     listen: Callable[[Candidate], None] = lambda _: None, workers: Workers = IN_PROCESS, overshoot: bool | None = False,
+    benign: bool = False,
 ) -> Bundle:  # fmt: skip
     """Fit a detector on clean images and stored attacks of the fitting split, calibrate it, add it to the bundle.
 
@@ -96,6 +98,7 @@ def make_detector(
         listen: called after every candidate of the choice.
         workers: who reads and encodes the images; the classifier is fitted here.
         overshoot: whether the attacks are carried on (`detector.scoring.overshoot`) to fit on that too; None to choose.
+        benign: whether noise and corruptions (`attacks.benign`) are fitted on too, as what is to pass.
 
     Raises:
         ArtifactError: the attacks are on another network.
@@ -104,23 +107,26 @@ def make_detector(
     """
     network = _network_for(bundle, splits, store).to(workers.device)
     clean, attacked = fitting_samples(network, splits, store, fit_on, workers)
+    others = benign_samples(network, splits.fitting, seed, workers) if benign else {}
     tried: list[Candidate] = []
     if AUTO in (features, classifier) or overshoot is None:
         kinds = ALL_KINDS if features == AUTO else kinds_named(features)
         classifiers = ALL_CLASSIFIERS if classifier == AUTO else (classifier,)
         further = (False, True) if overshoot is None else (overshoot,)
-        tried = choose(clean, attacked, kinds, classifiers, seed, listen, features == AUTO, further)
+        tried = choose(clean, attacked, kinds, classifiers, seed, listen, features == AUTO, further, others)
         features, classifier, overshoot = tried[0].features, tried[0].classifier, tried[0].overshoot
     beyond = {name: overshot(clean, sample, seed).evidence for name, sample in attacked.items()} if overshoot else {}
     fitted = fit_detector(
         features, clean.evidence, {name: sample.evidence for name, sample in attacked.items()},
         encode_set(network, splits.calibration, workers=workers), rate, seed, classifier, per_class, beyond,
+        {name: sample.evidence for name, sample in others.items()},
     )  # fmt: skip
     training: dict[str, object] = {
         "seed": seed,
         "classifier": classifier,
         "fit_on": fit_on,
         "overshoot": bool(overshoot),
+        "benign_images": {kind: len(sample.ids) for kind, sample in others.items()},
         "per_class": per_class,
         "candidates": [asdict(candidate) for candidate in tried],
         "clean_images": len(clean.ids),
@@ -128,7 +134,7 @@ def make_detector(
         "calibration_images": len(fitted.calibration),
         "attack_seed": store.origin.seed,
     }
-    info = DetectorInfo("+".join(fitted.features.kinds), rate, tuple(attacked), classifier, bool(overshoot))
+    info = DetectorInfo("+".join(fitted.features.kinds), rate, tuple(attacked), classifier, bool(overshoot), benign)
     learnt = fitted.features.arrays()
     grown = add_detector(bundle, info, fitted.classifier.estimator_, fitted.calibration, training, learnt)
     write_card(grown)

@@ -15,10 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy.stats import spearmanr
-from sklearn.base import BaseEstimator
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from detector.errors import RequestError
@@ -28,6 +24,7 @@ from detector.paths.features import PathFeatures
 from detector.paths.likelihoods import Arrays
 from detector.scoring.classifier import FalseAlarmClassifier
 from detector.scoring.compiled_score import Score, compile_score
+from detector.scoring.sums import weighted_sums
 
 Features = Callable[[Tensor, Tensor], Tensor]
 
@@ -152,13 +149,15 @@ def surrogate_of(classifier: FalseAlarmClassifier, rows: Callable[[], Floats], s
             images and of images as an attack meets them on its way.
         seed: of the imitation.
     """
-    folded = _folded(classifier.estimator_)
-    if folded is None:
+    sums = weighted_sums(classifier.estimator_)
+    if sums is None:
         return imitate(compile_score(classifier), rows(), seed)
-    weights, offsets = folded
+    weights, offsets, benign = torch.from_numpy(sums.weights), torch.from_numpy(sums.offsets), sums.benign
 
     def score(rows: Tensor) -> Tensor:
-        return (rows.double() @ weights.to(rows.device) + offsets.to(rows.device)).logsumexp(dim=1)
+        totals = rows.double() @ weights.to(rows.device) + offsets.to(rows.device)
+        against = torch.cat([torch.zeros_like(totals[:, :1]), totals[:, :benign]], dim=1)
+        return totals[:, benign:].logsumexp(dim=1) - against.logsumexp(dim=1)
 
     return Surrogate(score, True, 1.0, 0)
 
@@ -212,24 +211,3 @@ def imitate(score: Score, rows: Floats, seed: int = 0, epochs: int = 60, width: 
 
     ranks = spearmanr(imitation(inputs[held_out]).numpy(), wanted[held_out]).statistic
     return Surrogate(imitation, False, float(ranks), len(held_out))
-
-
-def _folded(estimator: BaseEstimator) -> tuple[Tensor, Tensor] | None:
-    """How far each class of a logistic regression behind any number of standardisations lies above the first.
-
-    Returns:
-        Weights, `(columns, classes - 1)`, and offsets, `(classes - 1,)`; None for any other classifier.
-    """
-    steps = [step for _, step in estimator.steps] if isinstance(estimator, Pipeline) else [estimator]
-    *scalers, model = steps
-    if not isinstance(model, LogisticRegression) or not all(isinstance(scaler, StandardScaler) for scaler in scalers):
-        return None
-    weights, offsets = np.asarray(model.coef_, np.float64), np.asarray(model.intercept_, np.float64)
-    if len(weights) > 1:
-        weights, offsets = weights[1:] - weights[:1], offsets[1:] - offsets[:1]
-    for scaler in reversed(scalers):
-        if scaler.with_std:
-            weights = weights / scaler.scale_
-        if scaler.with_mean:  # `mean_` is there without it too
-            offsets = offsets - weights @ scaler.mean_
-    return torch.from_numpy(weights.T.copy()), torch.from_numpy(offsets)

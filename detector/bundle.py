@@ -110,6 +110,7 @@ class DetectorInfo:
         recipes: names of the attacks that it was fitted on.
         classifier: name of the classifier, in `detector.scoring.classifiers.CLASSIFIERS`; empty for another.
         overshoot: whether it was fitted on these attacks carried on (`detector.scoring.overshoot`) as well.
+        benign: whether it was fitted on noise and corruptions too, as on images that are to pass.
     """
 
     features: str
@@ -117,6 +118,7 @@ class DetectorInfo:
     recipes: tuple[str, ...]
     classifier: str = ""
     overshoot: bool = False
+    benign: bool = False
 
 
 @dataclass(frozen=True, slots=True)

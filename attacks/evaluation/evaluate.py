@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 
 from attacks.adaptive.defence import defence_of
+from attacks.benign import benign_samples
 from attacks.evaluation.adaptive import Withstood, rows_of_withstood, withstand
 from attacks.evaluation.costs import cost_rows
 from attacks.evaluation.judgement import Judge, Matrix, Served, Sheet
@@ -62,8 +63,10 @@ def evaluate_bundle(
     network, info = bundle.network().to(workers.device), bundle.detector_info()
     classes, classifier = len(bundle.manifest.network.classes), info.classifier or CLASSIFIER
 
+    benign = benign_samples(network, splits.fitting, seed, workers) if info.benign else {}
+
     def paths(features: str, name: str, images: int | None = None) -> PathDetector:
-        return PathDetector(network, features, classifier, classes, seed, name, images, info.overshoot)
+        return PathDetector(network, features, classifier, classes, seed, name, images, info.overshoot, benign)
 
     ours = paths(info.features, "paths")
     example = to_tensor(splits.test.pixels(slice(0, 1)), workers.device)

@@ -1,6 +1,7 @@
 """Our own detector in the shape of the baselines, so that all are fitted and judged alike."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from torch import Tensor
 
@@ -26,6 +27,7 @@ class PathDetector:
     def __init__(
         self, network: GatedNet, features: str, classifier: str, classes: int, seed: int = 0, name: str = "paths",
         images: int | None = None, overshoot: bool = False,
+        benign: Mapping[str, Sample] = MappingProxyType({}),
     ) -> None:  # fmt: skip
         """A detector to be fitted.
 
@@ -38,6 +40,7 @@ class PathDetector:
             name: what tables call it.
             images: it looks at no more than so many images of a kind; None for all.
             overshoot: whether it is fitted on attacks carried on as well.
+            benign: kind -> images that it is to let pass as well.
         """
         self.name = name
         self.images = images
@@ -47,6 +50,7 @@ class PathDetector:
         self._classes = classes
         self._seed = seed
         self._overshoot = overshoot
+        self._benign = benign
 
     def observe(self, images: Tensor) -> Floats:
         """Class logits and gate logits."""
@@ -68,7 +72,7 @@ class PathDetector:
             }
         fitted = fit_classifier(
             self._classifier, columns(clean.rows), {name: columns(part.rows) for name, part in attacked.items()},
-            self._seed, beyond,
+            self._seed, beyond, {name: features.of(sample.evidence) for name, sample in self._benign.items()},
         )  # fmt: skip
         return behind(columns, compile_score(FalseAlarmClassifier.around(fitted, 0.05)))
 

@@ -44,9 +44,11 @@ struct step {
     const int32_t *kept;             /* CONVOLVE: place of each filter in its layer; null where all are there */
 };
 
-/* A weighted sum of features; null for kinds of them that it does not read. See detector/paths/features.py. */
+/* Weighted sums of features; null for kinds of them that they do not read. See detector/paths/features.py and
+   detector/scoring/sums.py. Weights are (columns, sums). */
 struct score {
-    const double *bits, *logits, *margins; /* weights of each column */
+    const double *offsets;                 /* (sums) */
+    const double *bits, *logits, *margins;
     const double *doubts;                  /* of each class behind the first, then of the log-odds */
     const double *path_fit, *gate_fit;     /* of fit and lead of each layer, then of the whole path */
     const float *odds;                     /* path_fit: log-odds, (classes, filters) */
@@ -57,7 +59,7 @@ struct score {
     const uint8_t *known;                  /* gate_fit: whether anything was learnt of the class, (classes) */
     const int32_t *widths;                 /* filters of each layer */
     int32_t layers;
-    double offset;
+    int32_t sums, benign;
 };
 
 struct program {
@@ -70,7 +72,7 @@ struct program {
 };
 
 /* Counted up where a struct or an argument changes its meaning; as in detector/engines/library.py. */
-#define VERSION 2
+#define VERSION 3
 
 /* What Python is held against before it calls: VERSION, then the sizes of map, step, score and program. */
 const int64_t *pathguard_layout(void)
@@ -470,17 +472,6 @@ static int descending(const void *a, const void *b)
     return (x < y) - (x > y);
 }
 
-/* sum of a * b in double precision */
-static double product(const double *a, const float *b, int count)
-{
-    double sums[4] = {0, 0, 0, 0};
-    int i = 0;
-    for (; i + 4 <= count; i += 4)
-        for (int k = 0; k < 4; k++) sums[k] += a[i + k] * b[i + k];
-    for (; i < count; i++) sums[0] += a[i] * b[i];
-    return sums[0] + sums[1] + sums[2] + sums[3];
-}
-
 /* Log-likelihood of one layer's gates for each class, a filter. */
 static void likelihoods(const struct program *p, int kind, int layer, int first, int64_t square, const float *gate_logits,
                         const uint8_t *bits, float *room, double *likely)
@@ -511,13 +502,20 @@ static void likelihoods(const struct program *p, int kind, int layer, int first,
     for (int k = 0; k < p->classes; k++) if (!score->known[k]) likely[k] = worst;
 }
 
-/* What the fit of each layer, and of all, to the predicted class adds to the score. */
-static double fits(const struct program *p, int kind, int predicted, const float *gate_logits, const uint8_t *bits,
-                   float *room)
+/* Adds what one column says to each sum. */
+static void add(double *restrict sums, const struct score *score, const double *weights, int column, double value)
+{
+    const double *restrict row = weights + (int64_t)column * score->sums;
+    for (int k = 0; k < score->sums; k++) sums[k] += row[k] * value;
+}
+
+/* Adds the fit of each layer, and of all, to the predicted class. */
+static void add_fits(const struct program *p, int kind, int predicted, const float *gate_logits, const uint8_t *bits,
+                     float *room, double *sums)
 {
     const struct score *score = p->score;
     const double *weights = kind ? score->gate_fit : score->path_fit;
-    double *likely = (double *)room, *whole = likely + p->classes, sum = 0;
+    double *likely = (double *)room, *whole = likely + p->classes;
     memset(whole, 0, p->classes * sizeof *whole);
     int first = 0;
     int64_t square = 0;
@@ -531,38 +529,51 @@ static double fits(const struct program *p, int kind, int predicted, const float
             likely = whole;
         double other = -1e300;
         for (int k = 0; k < p->classes; k++) if (k != predicted && likely[k] > other) other = likely[k];
-        sum += weights[2 * layer] * likely[predicted] + weights[2 * layer + 1] * (likely[predicted] - other);
+        add(sums, score, weights, 2 * layer, likely[predicted]);
+        add(sums, score, weights, 2 * layer + 1, likely[predicted] - other);
     }
-    return sum;
+}
+
+/* log(first + sum of exp(sums)) */
+static double together(const double *sums, int count, int first)
+{
+    double largest = first ? 0 : sums[0], total = 0;
+    for (int k = 0; k < count; k++) if (sums[k] > largest) largest = sums[k];
+    for (int k = 0; k < count; k++) total += exp(sums[k] - largest);
+    return largest + log(total + (first ? exp(-largest) : 0));
 }
 
 static double score_of(const struct program *p, const float *class_logits, const float *gate_logits,
                        const uint8_t *bits, float *room)
 {
     const struct score *score = p->score;
-    double sum = score->offset;
+    const int classes = p->classes, filters = p->filters;
+    double sums[score->sums];
+    memcpy(sums, score->offsets, sizeof sums);
     int predicted = 0;
-    for (int k = 1; k < p->classes; k++) if (class_logits[k] > class_logits[predicted]) predicted = k;
+    for (int k = 1; k < classes; k++) if (class_logits[k] > class_logits[predicted]) predicted = k;
     if (score->bits)
-        for (int f = 0; f < p->filters; f++) sum += bits[f] ? score->bits[f] : 0;
-    if (score->logits) sum += product(score->logits, gate_logits, p->filters);
+        for (int f = 0; f < filters; f++) if (bits[f]) add(sums, score, score->bits, f, 1);
+    if (score->logits)
+        for (int f = 0; f < filters; f++) add(sums, score, score->logits, f, gate_logits[f]);
     if (score->margins || score->doubts) {
-        memcpy(room, class_logits, 4 * p->classes);
-        qsort(room, p->classes, sizeof(float), descending);
+        memcpy(room, class_logits, 4 * classes);
+        qsort(room, classes, sizeof(float), descending);
     }
     if (score->margins)
-        for (int k = 1; k < p->classes; k++) sum += score->margins[k - 1] * (double)(room[0] - room[k]);
+        for (int k = 1; k < classes; k++) add(sums, score, score->margins, k - 1, room[0] - room[k]);
     if (score->doubts) {
         double odds = 0;
-        for (int k = 1; k < p->classes; k++) {
-            sum += score->doubts[k - 1] * exp((double)(room[k] - room[0]));
+        for (int k = 1; k < classes; k++) {
+            add(sums, score, score->doubts, k - 1, exp((double)(room[k] - room[0])));
             odds += exp((double)(room[k] - room[1]));
         }
-        sum += score->doubts[p->classes - 1] * (room[1] - room[0] + log(odds));
+        add(sums, score, score->doubts, classes - 1, room[1] - room[0] + log(odds));
     }
-    if (score->path_fit) sum += fits(p, 0, predicted, gate_logits, bits, room);
-    if (score->gate_fit) sum += fits(p, 1, predicted, gate_logits, bits, room);
-    return sum;
+    if (score->path_fit) add_fits(p, 0, predicted, gate_logits, bits, room, sums);
+    if (score->gate_fit) add_fits(p, 1, predicted, gate_logits, bits, room, sums);
+    if (score->sums == 1) return sums[0];
+    return together(sums + score->benign, score->sums - score->benign, 0) - together(sums, score->benign, 1);
 }
 
 /* Scores what an engine says about `images` images; `room` as pathguard_run's scratch space. */

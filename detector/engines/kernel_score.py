@@ -1,4 +1,4 @@
-"""A linear score in the compiled library: of an image's path, at the cost of the arithmetic alone."""
+"""Linear scores in the compiled library: of an image's path, at the cost of the arithmetic alone."""
 
 import ctypes
 from typing import Any
@@ -26,7 +26,9 @@ class KernelScore:
         self._arrays = _score_arrays(score)  # kept: the library reads them where they lie
         pointers = {name: array.ctypes.data for name, array in self._arrays.items()}
         layers = score.features.layers
-        self.layout = ScoreLayout(layers=len(layers), offset=score.offset, **pointers)
+        self.layout = ScoreLayout(
+            layers=len(layers), sums=len(score.sums.offsets), benign=score.sums.benign, **pointers
+        )
         self._program = ProgramLayout(
             classes=score.features.classes, filters=sum(layers.values()), score=ctypes.addressof(self.layout)
         )
@@ -50,10 +52,12 @@ def _score_arrays(score: LinearScore) -> dict[str, npt.NDArray[Any]]:
     """The arrays of `struct score`, by field."""
     names = {"bits": "bits", "gates": "logits", "margins": "margins", "doubts": "doubts"}
     names |= {"path-likelihoods": "path_fit", "gate-likelihoods": "gate_fit"}
-    if not names.keys() >= score.weights.keys():
-        raise EngineError(f"expected features of {', '.join(names)}, got {', '.join(score.weights)}")
-    arrays: dict[str, npt.NDArray[Any]] = {names[kind]: weights for kind, weights in score.weights.items()}
+    weights = score.weights
+    if not names.keys() >= weights.keys():
+        raise EngineError(f"expected features of {', '.join(names)}, got {', '.join(weights)}")
+    arrays: dict[str, npt.NDArray[Any]] = {names[kind]: np.ascontiguousarray(of) for kind, of in weights.items()}
     layers, learnt = score.features.layers, score.features.learnt_
+    arrays["offsets"] = np.ascontiguousarray(score.sums.offsets)
     arrays["widths"] = np.array(list(layers.values()), np.int32)
     if (path := learnt.get("path-likelihoods")) is not None:
         ends = np.cumsum(arrays["widths"])[:-1]

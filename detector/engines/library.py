@@ -16,7 +16,7 @@ from detector.errors import EngineError
 
 LIBRARY = "detector.engines._kernel"
 # As in kernel.c.
-VERSION = 2
+VERSION = 3
 
 
 class MapLayout(ctypes.Structure):
@@ -54,12 +54,13 @@ class ScoreLayout(ctypes.Structure):
         *(
             (name, ctypes.c_void_p)
             for name in (
-                "bits", "logits", "margins", "doubts", "path_fit", "gate_fit", "odds", "closed", "centre", "whitening",
-                "means", "known", "widths",
+                "offsets", "bits", "logits", "margins", "doubts", "path_fit", "gate_fit", "odds", "closed", "centre",
+                "whitening", "means", "known", "widths",
             )
         ),
         ("layers", ctypes.c_int32),
-        ("offset", ctypes.c_double),
+        ("sums", ctypes.c_int32),
+        ("benign", ctypes.c_int32),
     )  # fmt: skip
 
 

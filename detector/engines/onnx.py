@@ -233,13 +233,31 @@ class _Writer:
         if score is None:
             return
         # In float64, as scikit-learn sums.
-        total = self.constant([[score.offset]], np.float64)
+        total = self.constant(score.sums.offsets[None], np.float64)
         tensors = {"bits": lambda: "bits", "gates": lambda: "gate_logits", "margins": self._margins}
         for kind, weights in score.weights.items():
             name = tensors[kind]()
             row = self.node("Cast", [name], to=self._onnx.TensorProto.DOUBLE)
-            total = self.node("Add", [total, self.node("MatMul", [row, self.constant(weights[:, None], np.float64)])])
-        self.node("Squeeze", [total, self.constant([1], np.int64)], "scores")
+            total = self.node("Add", [total, self.node("MatMul", [row, self.constant(weights, np.float64)])])
+        self._odds(total, len(score.sums.offsets), score.sums.benign)
+
+    def _odds(self, sums: str, count: int, benign: int) -> None:
+        """`scores`: see `detector.scoring.sums.odds_of_sums`."""
+        one = self.constant([1], np.int64)
+        if count == 1:
+            self.node("Squeeze", [sums, one], "scores")
+            return
+
+        def together(first: int, end: int, out: str | None = None, clean: bool = False) -> str:
+            part = self.node("Slice", [sums, *(self.constant([at], np.int64) for at in (first, end, 1))])
+            if clean:  # exp(0) = 1 beside the others
+                part = self.node("Pad", [part, self.constant([0, 1, 0, 0], np.int64)])
+            return self.node("ReduceLogSumExp", [part, one], out, keepdims=0)
+
+        if benign:
+            self.node("Sub", [together(benign, count), together(0, benign, clean=True)], "scores")
+        else:
+            together(0, count, "scores")
 
     def _margins(self) -> str:
         count = self._program.classes

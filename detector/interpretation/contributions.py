@@ -3,9 +3,9 @@
 For a linear classifier they are exact: weight times how far the column lies from its mean over the images that the
 classifier was fitted on. Where each attack has a weighted sum of its own, they are integrated gradients from the means
 to the image (Sundararajan et al., "Axiomatic Attribution for Deep Networks", ICML 2017): what the attacks' sums give
-the column, weighed by how much each attack counts on the way. For trees they are Shapley values by the kept library
-`shap` (Lundberg et al., "From local explanations to global understanding with explainable AI for trees", 2020). The
-scores of other classifiers are no sums: nothing is said of their columns.
+the column, less what those of benign kinds give it, each weighed by how much it counts on the way. For trees they are
+Shapley values by the kept library `shap` (Lundberg et al., "From local explanations to global understanding with
+explainable AI for trees", 2020). The scores of other classifiers are no sums: nothing is said of their columns.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,13 +20,13 @@ from sklearn.ensemble import (
     HistGradientBoostingClassifier,
     RandomForestClassifier,
 )
-from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
 from detector.interpretation.census import Doubles
 from detector.paths.encoder import Floats
 from detector.scoring.classifier import FalseAlarmClassifier
+from detector.scoring.sums import WeightedSums, weighted_sums
 
 _BOOSTED = (GradientBoostingClassifier, HistGradientBoostingClassifier)
 _FORESTS = (ExtraTreesClassifier, RandomForestClassifier)
@@ -60,9 +60,9 @@ def contributions_of(classifier: FalseAlarmClassifier) -> Contribute:
         return lambda rows, _: Contributions(
             np.full(len(rows), base), (np.asarray(rows, np.float64) - mean) * weights, "exact, linear"
         )
-    lines = _lines_form(steps)
-    if lines is not None:
-        return _lines_contributions(*lines)
+    sums = weighted_sums(fitted)
+    if sums is not None and isinstance(steps[0], StandardScaler):
+        return _sums_contributions(sums, np.asarray(steps[0].mean_, np.float64))
     if isinstance(steps[-1], (*_BOOSTED, *_FORESTS)):
         return _tree_contributions(steps)
     return _none(f"no parts: the scores of {type(steps[-1]).__name__} are no sums")
@@ -87,32 +87,20 @@ def _linear_form(
     return weights / scaler.scale_, np.asarray(scaler.mean_, np.float64), intercept
 
 
-def _lines_form(steps: Sequence[BaseEstimator]) -> tuple[Doubles, Doubles, Doubles] | None:
-    """Of a logistic regression of more than two classes on standardised columns: how far each class's sum lies above
-    the first one's, as weights `(classes - 1, columns)` and value at the columns' means `(classes - 1,)`; and these
-    means, `(columns,)`. None for any other classifier."""
-    match steps:
-        case [StandardScaler(with_mean=True, with_std=True) as scaler, LogisticRegression() as model] if (
-            len(model.coef_) > 1
-        ):
-            weights = np.asarray(model.coef_[1:] - model.coef_[:1], np.float64) / scaler.scale_
-            at_means = np.asarray(model.intercept_[1:] - model.intercept_[:1], np.float64)
-            return weights, at_means, np.asarray(scaler.mean_, np.float64)
-        case _:
-            return None
-
-
-def _lines_contributions(weights: Doubles, at_means: Doubles, means: Doubles) -> Contribute:
+def _sums_contributions(sums: WeightedSums, means: Doubles) -> Contribute:
     places, shares = np.polynomial.legendre.leggauss(64)  # of an integral over [-1, 1]
     places, shares = (places + 1) / 2, shares / 2
-    base = float(np.logaddexp.reduce(at_means))
+    at_means, benign = means @ sums.weights + sums.offsets, sums.benign
+    base = float(sums.score(means[None])[0])
+    attacks = np.arange(len(at_means)) >= benign
 
     def contribute(rows: Floats, scores: Doubles) -> Contributions:
         away = np.asarray(rows, np.float64) - means
-        further = away @ weights.T
-        sums = at_means + places[:, None, None] * further  # (places, images, attacks)
-        counts = np.exp(sums - np.logaddexp.reduce(sums, axis=2, keepdims=True))
-        parts = away * (np.tensordot(shares, counts, axes=1) @ weights)
+        reached = at_means + places[:, None, None] * (away @ sums.weights)  # (places, images, sums)
+        of_attacks = np.logaddexp.reduce(reached[..., benign:], axis=2, keepdims=True)
+        of_benign = np.logaddexp.reduce(reached[..., :benign], axis=2, keepdims=True, initial=0.0)
+        counts = np.where(attacks, np.exp(reached - of_attacks), -np.exp(reached - of_benign))
+        parts = away * (np.tensordot(shares, counts, axes=1) @ sums.weights.T)
         # What the 64 places miss of the integral.
         found = parts.sum(axis=1)
         factor = np.divide(scores - base, found, out=np.ones_like(found), where=np.abs(found) > 1e-12)

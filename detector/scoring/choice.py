@@ -8,6 +8,7 @@ would reward what learns those attacks by heart.
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -73,6 +74,7 @@ def choose(
     listen: Callable[[Candidate], None] = lambda _: None,
     fewer: bool = True,
     overshoot: Sequence[bool] = (False,),
+    benign: Mapping[str, Sample] = MappingProxyType({}),
 ) -> list[Candidate]:
     """All that was tried, best first.
 
@@ -88,6 +90,7 @@ def choose(
         listen: called after every candidate.
         fewer: whether kinds of features may be left out.
         overshoot: whether attacks are carried on to fit on them as well: what to choose from.
+        benign: kind -> images that every candidate is to let pass as well, and that none is judged by.
 
     Raises:
         DataError: there are fewer than two families of attacks, or so few images of them that none can be left out.
@@ -111,7 +114,7 @@ def choose(
     def attempt(kinds: Sequence[str], classifier: str, further: bool) -> Candidate:
         key = ("+".join(kinds), classifier, further)
         if key not in tried:
-            tried[key] = _judged(*key, clean, attacked, carried_on if further else {}, folds, seed)
+            tried[key] = _judged(*key, clean, attacked, carried_on if further else {}, benign, folds, seed)
             listen(tried[key])
         return tried[key]
 
@@ -147,7 +150,7 @@ def _folds(attacked: Mapping[str, Sample], families: Sequence[str], seed: int) -
 
 def _judged(
     features: str, classifier: str, further: bool, clean: Sample, attacked: Mapping[str, Sample],
-    carried_on: Mapping[str, Sample], folds: Sequence[Fold], seed: int,
+    carried_on: Mapping[str, Sample], benign: Mapping[str, Sample], folds: Sequence[Fold], seed: int,
 ) -> Candidate:  # fmt: skip
     unseen: dict[str, list[float]] = {family: [] for _, family in folds if family is not None}
     seen: list[float] = []
@@ -158,10 +161,11 @@ def _judged(
         usual, judged_clean = columns.of(fitting.evidence), columns.of(judging.evidence)
         fitted_on = {name: columns.of(_half(sample, half, seed).evidence) for name, sample in attacked.items()}
         beyond = {name: columns.of(_half(sample, half, seed).evidence) for name, sample in carried_on.items()}
+        passing = {name: columns.of(_half(sample, half, seed).evidence) for name, sample in benign.items()}
         judged_by = {name: columns.of(_half(sample, 1 - half, seed).evidence) for name, sample in attacked.items()}
         for left_out in (family for side, family in folds if side == half):
             others = {name: rows for name, rows in fitted_on.items() if family_of(name) != left_out}
-            pipeline = fit_classifier(classifier, usual, others, seed, beyond)
+            pipeline = fit_classifier(classifier, usual, others, seed, beyond, passing)
             score = compile_score(FalseAlarmClassifier.around(pipeline, 0.05))
             scores = score(judged_clean)
             for name, rows in judged_by.items():

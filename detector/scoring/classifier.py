@@ -10,6 +10,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from detector.scoring.classifiers import classifier_named
+from detector.scoring.sums import odds_of_sums
 from detector.scoring.thresholds import Calibration
 
 
@@ -22,18 +23,6 @@ def log_odds(share: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """Probabilities in [0, 1] -> unbounded scores; those within 1e-9 of an end count as at that distance."""
     inside = np.clip(np.asarray(share, np.float64), 1e-9, 1 - 1e-9)
     return np.asarray(np.log(inside) - np.log1p(-inside), np.float64)
-
-
-def odds_against_first(decisions: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Log-odds of any other class against the first.
-
-    Args:
-        decisions: logarithms of the classes' shares, each row up to a constant of its own, `(samples, classes)`.
-
-    Returns:
-        Unbounded scores, `(samples,)`.
-    """
-    return np.asarray(np.logaddexp.reduce(decisions[:, 1:] - decisions[:, :1], axis=1), np.float64)
 
 
 class FalseAlarmClassifier(ClassifierMixin, BaseEstimator):
@@ -92,7 +81,7 @@ class FalseAlarmClassifier(ClassifierMixin, BaseEstimator):
     def of_fitted(cls, estimator: BaseEstimator, calibration: Calibration, max_false_alarms: float) -> Self:
         """A fitted and calibrated classifier around an estimator that was fitted before, with True for flagged.
 
-        Where the estimator knows more than two classes, the first is what is not flagged.
+        Where the estimator knows more than two classes, the positive ones are what is flagged.
 
         Raises:
             RequestError: there are too few scores for `max_false_alarms`.
@@ -115,8 +104,14 @@ class FalseAlarmClassifier(ClassifierMixin, BaseEstimator):
         X = validate_data(self, X, reset=False, dtype=np.float64)
         if hasattr(self.estimator_, "decision_function"):
             decisions = np.asarray(self.estimator_.decision_function(X), np.float64)
-            return decisions if decisions.ndim == 1 else odds_against_first(decisions)
+            return decisions if decisions.ndim == 1 else self._odds(decisions)
         return log_odds(self.estimator_.predict_proba(X)[:, 1:].sum(axis=1))
+
+    def _odds(self, decisions: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Log-odds of any attack; `decisions` are logarithms of shares, each row up to a constant of its own."""
+        clean = int(np.searchsorted(self.estimator_.classes_, 0))
+        above = np.delete(decisions - decisions[:, [clean]], clean, axis=1)
+        return odds_of_sums(above, clean)
 
     def decision_function(self, X: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """How far the score lies above the threshold, `(samples,)`."""

@@ -1,6 +1,6 @@
 """Evidence of clean and of attacked images -> a fitted and calibrated detector."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -21,6 +21,8 @@ POSITIVES = 16_000
 CLASSIFIER = "logistic-0.01"
 # Of the weight of each attack, what goes to its images carried on (`detector.scoring.overshoot`) where there are any.
 OVERSHOT_SHARE = 0.2
+# Of the weight of the clean images, what goes to other benign ones where there are any.
+BENIGN_SHARE = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ def fit_detector(
     classifier: str = CLASSIFIER,
     per_class: bool = False,
     overshot: Mapping[str, Evidence] = MappingProxyType({}),
+    benign: Mapping[str, Evidence] = MappingProxyType({}),
 ) -> FittedDetector:
     """Fit on clean images against successful attacks, calibrate on clean images of other sources.
 
@@ -67,6 +70,7 @@ def fit_detector(
         classifier: its name, in `detector.scoring.classifiers.CLASSIFIERS`.
         per_class: whether the rate is to hold for each predicted class by itself.
         overshot: recipe -> its images carried on (`detector.scoring.overshoot`), to be fitted on too.
+        benign: kind -> images of the fitting split that are neither attacked nor clean, to be let pass too.
 
     Raises:
         DataError: no attack succeeded.
@@ -79,6 +83,7 @@ def fit_detector(
         {name: fitted.of(part) for name, part in attacked.items()},
         seed,
         {name: fitted.of(part) for name, part in overshot.items()},
+        {name: fitted.of(part) for name, part in benign.items()},
     )
     score = compile_score(FalseAlarmClassifier.around(pipeline, rate))
     scores, labels = [], []
@@ -95,8 +100,12 @@ def fit_classifier(
     attacked: Mapping[str, Floats],
     seed: int = 0,
     overshot: Mapping[str, Floats] = MappingProxyType({}),
+    benign: Mapping[str, Floats] = MappingProxyType({}),
 ) -> Pipeline:
-    """The classifier of that name, fitted; clean and attacked images weigh alike, and so does each attack.
+    """The classifier of that name, fitted; benign and attacked images weigh alike, and so does each attack.
+
+    Its classes are False and True, or, where it is told each attack, 0 for clean images, positive numbers for attacks
+    and negative ones for other benign kinds.
 
     Args:
         name: in `detector.scoring.classifiers.CLASSIFIERS`.
@@ -104,6 +113,8 @@ def fit_classifier(
         attacked: attack -> columns of its images; of very many attacked images, a random choice is used.
         seed: of the classifier and of that choice.
         overshot: attack of `attacked` -> columns of its images carried on, which take `OVERSHOT_SHARE` of its weight.
+        benign: kind -> columns of images that are neither attacked nor clean, which take `BENIGN_SHARE` of the weight
+            of the clean ones.
 
     Raises:
         DataError: there are no attacked images.
@@ -123,26 +134,22 @@ def fit_classifier(
             kinds.append(len(attacks) + 1)  # all that is carried on is one kind
     chooser, most = np.random.default_rng(seed), POSITIVES // len(attacks)
     parts = [part if len(part) <= most else part[np.sort(chooser.permutation(len(part))[:most])] for part in parts]
-    rows = np.concatenate([clean, *parts])
-    labels = np.repeat([0, *kinds], [len(clean), *map(len, parts)])
+    passing = [clean, *(part for part in benign.values() if len(part))]
+    rows = np.concatenate([*passing, *parts])
+    labels = np.repeat([*range(0, -len(passing), -1), *kinds], [len(part) for part in (*passing, *parts)])
     if name not in TOLD_EACH_ATTACK:
         labels = labels > 0
     made = classifier_named(name, seed)
-    weights = _weights(len(clean), [len(part) for part in parts], shares)
+    others = len(passing) - 1
+    of_passing = [1 - BENIGN_SHARE, *[BENIGN_SHARE / others] * others] if others else [1.0]
+    weights = np.concatenate([_weights(passing, of_passing), _weights(parts, shares)])
+    weights /= weights.mean()
     made.fit(rows, labels, **{f"{STEP}__sample_weight": weights})
     return made
 
 
-def _weights(clean: int, attacked: list[int], shares: list[float]) -> npt.NDArray[np.float64]:
-    """Half of all weight to the clean images, the other half to the attacked ones by `shares`; 1 an image on average.
-
-    Args:
-        clean: how many clean images.
-        attacked: how many images of each kind.
-        shares: of each kind, of any sum.
-    """
-    total, of_all = clean + sum(attacked), sum(shares)
+def _weights(parts: Sequence[Floats], shares: Sequence[float]) -> npt.NDArray[np.float64]:
+    """A weight for each row of `parts`, which have `shares` of the sum of 1, whatever the sum of `shares`."""
     return np.concatenate([
-        np.full(clean, total / (2 * clean)),
-        *(np.full(count, total * share / (2 * of_all * count)) for count, share in zip(attacked, shares, strict=True)),
+        np.full(len(part), share / (sum(shares) * len(part))) for part, share in zip(parts, shares, strict=True)
     ])  # fmt: skip

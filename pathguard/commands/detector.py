@@ -51,6 +51,9 @@ def fit(
     overshoot: Annotated[
         str, typer.Option(help="Fit on attacks carried on past where they stopped, too: yes, no, or auto to choose.")
     ] = "no",
+    benign: Annotated[
+        bool, typer.Option("--benign", help="Fit on noise and common corruptions, too, as on images that are to pass.")
+    ] = False,
     per_class: Annotated[
         bool, typer.Option("--per-class", help="Hold the false-alarm rate for each predicted class by itself.")
     ] = False,
@@ -83,7 +86,7 @@ def fit(
     with workers_of(ray) as workers:
         grown = make_detector(
             opened, splits, AttackStore(attacks), features, max_false_alarm_rate, seed, classifier, fit_on, per_class,
-            listen, workers, OVERSHOOT[overshoot],
+            listen, workers, OVERSHOOT[overshoot], benign,
         )  # fmt: skip
     made = grown.manifest.training["detector"]
     facts = {"features": grown.detector_info().features, **made}

@@ -128,6 +128,21 @@ def test_attacks_are_carried_on_where_that_is_asked_for_and_the_bundle_says_so(d
     assert Bundle(chosen.folder).detector_info().overshoot == best.overshoot
 
 
+def test_a_detector_may_be_fitted_to_let_noise_and_corruptions_pass_and_its_bundle_says_so(
+    decoupled_bundle, digits, attacked, tmp_path
+):
+    bundle = make_detector(
+        decoupled_bundle, digits, AttackStore(tmp_path / "attacks"), "gates", 0.3, 0, "multinomial-0.01", benign=True
+    )
+
+    kinds = bundle.manifest.training["detector"]["benign_images"]
+    assert Bundle(bundle.folder).detector_info().benign
+    assert "noise" in kinds
+    assert len(kinds) > 10
+    classes = bundle.classifier().estimator_.classes_.tolist()
+    assert classes == list(range(-len(kinds), 1 + len(bundle.detector_info().recipes)))
+
+
 def test_attacks_with_other_parameters_are_not_mixed(decoupled_bundle, digits, attacked):
     stronger = [replace(RECIPES["fgsm"], budget=16 / 255)]
 

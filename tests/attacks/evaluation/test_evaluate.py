@@ -84,7 +84,7 @@ def test_digits_are_not_foreign_to_a_network_of_digits(judged, digits):
     assert foreign(replace(digits.test, name="strangers")) == ["strangers"]
 
 
-def test_our_detector_is_fitted_anew_with_attacks_carried_on_where_the_bundles_was():
+def test_our_detector_is_fitted_anew_on_the_further_images_that_the_bundles_was():
     draws, layers = np.random.default_rng(0), {"a": 3}
     usual, change = np.float32(draws.normal(size=(2, 60, 5)))
     clean, attacked = Observed(usual, np.arange(60)), Observed(usual + 0.3 * change, np.arange(60))
@@ -93,14 +93,19 @@ def test_our_detector_is_fitted_anew_with_attacks_carried_on_where_the_bundles_w
         gates = seen.rows[:, 2:]
         return Sample(Evidence(seen.rows[:, :2], gates, PathEncoding(gates > 0, layers)), seen.ids)
 
-    def scores(overshoot):
-        ours = PathDetector(SimpleNamespace(layers=layers), "gates", "logistic-1", 2, overshoot=overshoot)
+    def scores(overshoot, benign):
+        network = SimpleNamespace(layers=layers)
+        ours = PathDetector(network, "gates", "logistic-1", 2, overshoot=overshoot, benign=benign)
         return ours.fit(clean, {"cw": attacked})(change)
 
+    noise = Observed(usual - 0.3 * change, np.arange(60))
     beyond = {"cw": overshot(sample(clean), sample(attacked)).evidence.gate_logits}
-    by_hand = fit_classifier("logistic-1", usual[:, 2:], {"cw": attacked.rows[:, 2:]}, 0, beyond)
-    np.testing.assert_allclose(scores(True), by_hand.decision_function(change[:, 2:]), atol=1e-6)
-    assert not np.allclose(scores(False), scores(True))
+    attack, passing = {"cw": attacked.rows[:, 2:]}, {"noise": noise.rows[:, 2:]}
+    by_hand = fit_classifier("logistic-1", usual[:, 2:], attack, 0, beyond, passing)
+    expected = by_hand.decision_function(change[:, 2:])
+    np.testing.assert_allclose(scores(True, {"noise": sample(noise)}), expected, atol=1e-6)
+    for other in (scores(False, {"noise": sample(noise)}), scores(True, {})):
+        assert not np.allclose(other, expected)
 
 
 def test_attacks_that_were_not_fitted_on_leave_no_picture_of_the_matrix(judged, tmp_path):

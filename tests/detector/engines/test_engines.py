@@ -24,7 +24,7 @@ from detector.images import ImageSpec
 from detector.network.decouple import decouple
 from detector.network.networks import build_network
 from detector.paths.features import features_named, rows_of
-from detector.scoring.classifier import default_estimator
+from detector.scoring.classifier import FalseAlarmClassifier, default_estimator
 from detector.scoring.compiled_score import linear_score
 from tests.detector.engines.networks import backbones, convolution, settled
 
@@ -174,19 +174,20 @@ def test_the_answer_about_an_image_does_not_depend_on_the_batch(engine):
         (KernelEngine, "all"),
     ],
 )
-def test_the_score_of_the_same_call_is_scikit_learns_own(engine, kinds):
+@pytest.mark.parametrize(("attacks", "benign"), [(1, 0), (3, 0), (3, 2)])
+def test_the_score_of_the_same_call_is_scikit_learns_own(engine, kinds, attacks, benign):
     if engine is KernelEngine and not has_kernel():
         pytest.skip("the compiled kernel was not built")
     spec = ImageSpec(8, 8, 1)
     network = settled(build_network("resnet8", 1, 5), tensor(spec))
     evidence = MaskedEngine(network, CPU).answer(smooth_images(spec, 80, seed=2)).evidence
     features = features_named(kinds, 5, network.layers).fit(rows_of(evidence))
-    classifier = default_estimator().fit(features.of(evidence), np.arange(80) % 2)
+    classifier = default_estimator().fit(features.of(evidence), np.arange(80) % (1 + attacks + benign) - benign)
 
     answers = engine(program_of(network, spec), linear_score(classifier, features)).answer(smooth_images(spec, 6, 1))
 
     # Of likelihoods the columns themselves are float32, and no rounding is like another.
-    expected = classifier.decision_function(features.of(answers.evidence))
+    expected = FalseAlarmClassifier.around(classifier, 0.05).score_samples(features.of(answers.evidence))
     np.testing.assert_allclose(answers.scores, expected, atol=1e-6 if "likelihoods" not in features.kinds[-1] else 1e-4)
 
 

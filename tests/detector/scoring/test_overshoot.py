@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
 
 from detector.paths.encoder import Evidence
 from detector.paths.features import features_named
@@ -8,7 +9,7 @@ from detector.scoring.choice import choose
 from detector.scoring.classifier import FalseAlarmClassifier
 from detector.scoring.compiled_score import compile_score
 from detector.scoring.evaluation import auroc
-from detector.scoring.fitting import OVERSHOT_SHARE, _weights, fit_classifier
+from detector.scoring.fitting import BENIGN_SHARE, OVERSHOT_SHARE, fit_classifier
 from detector.scoring.overshoot import LEAST, MOST, overshot
 from detector.scoring.sample import Sample
 
@@ -92,15 +93,23 @@ def test_a_detector_of_attacks_that_stop_early_then_sees_those_that_run_on():
     assert auroc(with_it(fresh), with_it(far)) > 0.9
 
 
-def test_carried_on_images_share_the_weight_of_their_attack():
-    shares = [1 - OVERSHOT_SHARE, OVERSHOT_SHARE, 1.0]
+def test_clean_and_attacked_images_weigh_alike_whatever_else_is_fitted_on(monkeypatch):
+    given = []
+    monkeypatch.setattr(
+        LogisticRegression, "fit", lambda self, _, labels, sample_weight: given.append((labels, sample_weight)) or self
+    )
+    clean, attacks = np.zeros((100, 2)), {"cw": np.zeros((10, 2)), "pgd": np.zeros((30, 2))}
 
-    weights = np.split(_weights(100, [10, 20, 30], shares), [100, 110, 130])
+    fit_classifier("multinomial-0.01", clean, attacks, 0, {"cw": clean[:20]}, {"noise": clean[:40], "fog": clean[:5]})
 
-    sums = [part.sum() for part in weights]
-    assert sums[0] == pytest.approx(sums[1] + sums[2] + sums[3])
-    assert sums[1] + sums[2] == pytest.approx(sums[3])
-    assert sum(sums) == pytest.approx(160)
+    ((labels, weights),) = given
+    total = {kind: weights[labels == kind].sum() for kind in np.unique(labels).tolist()}
+    assert weights.mean() == pytest.approx(1)
+    assert total[-2] + total[-1] + total[0] == pytest.approx(total[1] + total[2] + total[3])
+    assert total[-2] == pytest.approx(total[-1])
+    assert (total[-2] + total[-1]) / (total[-2] + total[-1] + total[0]) == pytest.approx(BENIGN_SHARE)
+    assert total[1] + total[3] == pytest.approx(total[2])
+    assert total[3] / total[2] == pytest.approx(OVERSHOT_SHARE)
 
 
 def test_it_is_chosen_where_it_helps_against_attacks_left_out():
