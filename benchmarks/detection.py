@@ -3,11 +3,12 @@
     python -m benchmarks.detection --data-dir DIR [--work DIR] [--seeds 0,1,2] [--networks resnet20,vggnet]
                                    [--hardened] [--protocol full] [--quick] [--json FILE]
 
-For each network and seed: train, decouple, attack, fit with features and classifier chosen on the fitting split, and
-evaluate. Every step is kept in the work folder, so that the same command goes on where an earlier one stopped; an
-evaluation is read again where it is of the same bundle, attacks and protocol. The network, the attacks and the detector
-all have the same seed. `--hardened` does the same to a copy of each network that was hardened. `--quick` does all of
-that to scikit-learn's digits in a minute: it shows that the steps work, and its figures are held against no bar.
+For each network and seed: train, decouple, attack, fit with features and classifier chosen on the fitting split (noise
+and corruptions are to pass), and evaluate. Every step is kept in the work folder, so that the same command goes on where
+an earlier one stopped; an evaluation is read again where it is of the same bundle, attacks and protocol. The network,
+the attacks and the detector all have the same seed. `--hardened` does the same to a copy of each network that was
+hardened. `--quick` does all of that to scikit-learn's digits in a minute: it shows that the steps work, and its figures
+are held against no bar.
 
 A value is the mean over the seeds of one network, and of the two networks the worse; its interval reaches from the
 smallest lower to the largest upper end of the seeds' 95 % bootstrap intervals.
@@ -166,11 +167,14 @@ def _judged(
 
 def fitted(bundle: Bundle, splits: Splits, store: AttackStore, classifier: str, seed: int, note: Path) -> Bundle:
     """The bundle with a detector, fitted anew unless `note` says that its own is of these attacks and this choice."""
-    of = {"network": bundle.network_digest, "attacks": _digest(store), "classifier": classifier, "seed": seed}
+    of = {
+        "network": bundle.network_digest, "attacks": _digest(store), "classifier": classifier, "seed": seed,
+        "benign": True,
+    }  # fmt: skip
     fitted_on = jsonlib.dumps(of, indent=1)
     if bundle.manifest.detector is None or not note.exists() or note.read_text() != fitted_on:
-        features = AUTO if classifier == AUTO else ALL
-        bundle = make_detector(bundle, splits, store, features, RATE, seed, classifier)
+        features, further = (AUTO, None) if classifier == AUTO else (ALL, False)
+        bundle = make_detector(bundle, splits, store, features, RATE, seed, classifier, overshoot=further, benign=True)
         note.write_text(fitted_on)
     return bundle
 

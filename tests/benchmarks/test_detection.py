@@ -134,7 +134,7 @@ def test_an_evaluation_of_another_bundle_other_attacks_or_another_protocol_is_no
 def test_a_detector_of_other_attacks_or_of_another_classifier_is_fitted_anew(tmp_path, monkeypatch):
     made = []
 
-    def make(bundle, *_):
+    def make(bundle, *_, **__):
         made.append(1)
         return SimpleNamespace(network_digest="a", manifest=SimpleNamespace(detector=len(made)))
 
