@@ -4,8 +4,8 @@
                                    [--hardened] [--protocol full] [--quick] [--json FILE]
 
 For each network and seed: train, decouple, attack, fit with features and classifier chosen on the fitting split (noise
-and corruptions are to pass), and evaluate. Every step is kept in the work folder, so that the same command goes on where
-an earlier one stopped; an evaluation is read again where it is of the same bundle, attacks and protocol. The network,
+and corruptions are to pass), and evaluate. Every step is kept in the work folder: the same command goes on where an
+earlier one stopped; an evaluation is read again where it is of the same bundle, attacks and protocol. The network,
 the attacks and the detector all have the same seed. `--hardened` does the same to a copy of each network that was
 hardened. `--quick` does all of that to scikit-learn's digits in a minute: it shows that the steps work, and its figures
 are held against no bar.

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 Rows = Sequence[Mapping[str, object]]
+# A row of more columns, if it is the only one, is printed as a column.
+WIDEST = 8
 
 
 class Figure(str):
@@ -45,6 +47,14 @@ def show(title: str, rows: Rows, as_json: bool = False) -> None:
         return
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     columns = list(rows[0]) if rows else []
+    if len(rows) == 1 and len(columns) > WIDEST:
+        table.add_column(overflow="fold")
+        table.add_column(overflow="fold")
+        for column, value in rows[0].items():
+            table.add_row(column.replace("_", " "), _text(value))
+        table.show_header = False
+        Console().print(table)
+        return
     for column in columns:
         numeric = all(isinstance(row[column], int | float | Figure) for row in rows)
         table.add_column(column.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
@@ -65,5 +75,7 @@ def _text(value: object) -> str:
             return "yes" if value else "no"
         case float():
             return f"{value:.4f}" if math.isfinite(value) else "-"
+        case Mapping():
+            return ", ".join(f"{key} {_text(part)}" for key, part in value.items()) or "none"
         case _:
             return str(value)

@@ -90,7 +90,7 @@ def fit(
         )  # fmt: skip
     made = grown.manifest.training["detector"]
     facts = {"features": grown.detector_info().features, **made}
-    show(f"detector in {bundle}", [{key: str(value) for key, value in facts.items() if key != "candidates"}], json_)
+    show(f"detector in {bundle}", [{key: value for key, value in facts.items() if key != "candidates"}], json_)
 
 
 def calibrate(

@@ -51,3 +51,11 @@ def test_a_number_with_its_unit_stands_on_the_right_like_other_numbers(capsys):
     show("", [{"share": Figure("7.5%"), "name": "a"}, {"share": Figure("100.0%"), "name": "b"}])
 
     assert "    7.5%   a" in capsys.readouterr().out
+
+
+def test_a_lone_row_of_many_columns_stands_upright(capsys):
+    show("one", [{**{f"column{place}": place for place in range(9)}, "images": {"cw": 3, "pgd": 4}, "none": {}}])
+
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert lines[1] == ["column0", "0"]
+    assert lines[-2:] == [["images", "cw", "3,", "pgd", "4"], ["none", "none"]]
