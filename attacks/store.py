@@ -171,19 +171,6 @@ class AttackStore:
             raise ArtifactError(f"expected a plan of attacks in {path}, got {error}") from None
         return planned
 
-    def add(
-        self, key: ShardKey, ids: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], crafted: Crafted,
-        parameters: Mapping[str, object],
-    ) -> ShardRecord:  # fmt: skip
-        """Write one shard, then say so in the manifest.
-
-        Raises:
-            DataError: the disk is full or cannot be written; the shards finished before stay usable.
-        """
-        record = self.write(key, ids, labels, crafted, parameters)
-        self.note(record)
-        return record
-
     def write(
         self, key: ShardKey, ids: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], crafted: Crafted,
         parameters: Mapping[str, object],

@@ -16,11 +16,11 @@ def store(tmp_path):
     images = grey_images(0.4, 2)
     labels = np.zeros(2, np.int64)
     crafted = craft(RECIPES["fgsm"], MeanBoundary(), images, MeanBoundary()(images).argmax(dim=1))
+    parameters = {name: RECIPES[name].parameters for name in STORED}
+    parameters["adaptive-joint"] = {**RECIPES["pgd"].parameters, "detector": "some"}
     with AttackStore.writing(tmp_path, Origin("network", "grey", 0, 2)) as writer:
-        for name in STORED:
-            writer.add(ShardKey("fitting", name, 0), labels, labels, crafted, RECIPES[name].parameters)
-        known = {**RECIPES["pgd"].parameters, "detector": "some"}
-        writer.add(ShardKey("fitting", "adaptive-joint", 0), labels, labels, crafted, known)
+        for name, known in parameters.items():
+            writer.note(writer.write(ShardKey("fitting", name, 0), labels, labels, crafted, known))
     return AttackStore(tmp_path)
 
 

@@ -34,7 +34,8 @@ def fill(folder, split="test", images=12, recipes=(("pgd", LINF), ("cw", SMALLES
         for name, parameters in recipes:
             for start in range(0, images, shard):
                 part = clean.subset(slice(start, start + shard))
-                store.add(ShardKey(split, name, start // shard), part.ids, part.labels, moved(part), parameters)
+                key = ShardKey(split, name, start // shard)
+                store.note(store.write(key, part.ids, part.labels, moved(part), parameters))
     return AttackStore(folder)
 
 
@@ -72,7 +73,8 @@ def test_no_success_has_no_distance_and_an_empty_curve(tmp_path):
     shard = next(store.read("test", "pgd"))
     shard.crafted.fooled[:] = False
     with AttackStore.writing(tmp_path, store.origin) as writing:
-        writing.add(ShardKey("test", "pgd", 0), shard.ids, shard.labels, shard.crafted, LINF)
+        key = ShardKey("test", "pgd", 0)
+        writing.note(writing.write(key, shard.ids, shard.labels, shard.crafted, LINF))
 
     summary = summarise(AttackStore(tmp_path), "test")[0]
 

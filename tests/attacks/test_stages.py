@@ -1,3 +1,5 @@
+import os
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +22,10 @@ RECIPE = [RECIPES["fgsm"]]
 
 def ignore(_campaign):
     return None
+
+
+def files(folder):
+    return {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 @pytest.fixture
@@ -60,6 +66,35 @@ def test_an_interrupted_run_repeats_nothing_and_ends_with_the_same_files(decoupl
     assert crafted[0] is None
     assert len(crafted) == 1 + len(whole) - 2
     assert not set(list(whole)[:2]) & set(crafted)
+
+
+@pytest.mark.parametrize(("owner", "name"), [(AttackStore, "write"), (os, "replace"), (AttackStore, "note")])
+def test_a_run_killed_in_the_middle_of_a_shard_goes_on_to_the_same_files(
+    decoupled_bundle, digits, tmp_path, owner, name
+):
+    def run(folder):
+        make_attacks(decoupled_bundle, digits, RECIPE, folder, None, 0, 4, ignore)
+
+    def killed_in_the_third_shard(*given):
+        if "index=2" in repr(given) or "00002-" in repr(given):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return usual(*given)
+
+    usual = getattr(owner, name)
+    child = os.fork()
+    if child == 0:  # what follows the kill is never run: no handler, no clean-up
+        setattr(owner, name, killed_in_the_third_shard)
+        run(tmp_path / "killed")
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    finished = AttackStore(tmp_path / "killed").records()
+    run(tmp_path / "killed")
+    run(tmp_path / "whole")
+
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    assert len(finished) == 2
+    assert AttackStore(tmp_path / "killed").records() == AttackStore(tmp_path / "whole").records()
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
 
 
 def test_a_larger_limit_goes_on_where_a_smaller_one_ended(decoupled_bundle, digits, tmp_path):

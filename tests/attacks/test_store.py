@@ -1,9 +1,5 @@
 import json
-import signal
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,7 +25,8 @@ def crafted(count, seed=0):
 
 def add(store, index, count=3):
     key = ShardKey("test", "fgsm", index)
-    return store.add(key, np.arange(count) + 3 * index, np.zeros(count, np.int64), crafted(count, index), PARAMETERS)
+    ids, labels = np.arange(count) + 3 * index, np.zeros(count, np.int64)
+    store.note(store.write(key, ids, labels, crafted(count, index), PARAMETERS))
 
 
 def test_shards_come_back_in_order_as_they_were_written(tmp_path):
@@ -132,31 +129,6 @@ def test_a_full_disk_leaves_the_finished_shards_usable(tmp_path, monkeypatch):
             add(store, 1)
 
     assert len(list(AttackStore(tmp_path).read("test", "fgsm"))) == 1
-
-
-def test_a_writer_killed_without_warning_leaves_whole_shards_and_frees_the_folder(tmp_path):
-    script = """
-import sys; from pathlib import Path
-from attacks.store import AttackStore
-from tests.attacks.test_store import ORIGIN, add
-with AttackStore.writing(Path(sys.argv[1]), ORIGIN) as store:
-    for index in range(10**6):
-        add(store, index)
-        print(index, flush=True)
-"""
-    with subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
-    ) as process:
-        for _ in range(5):
-            process.stdout.readline()
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-
-    with AttackStore.writing(tmp_path, ORIGIN) as store:
-        found = list(store.read("test", "fgsm"))
-
-    assert len(found) >= 5
-    assert [int(shard.ids[0]) for shard in found] == [3 * index for index in range(len(found))]
 
 
 def test_a_folder_without_attacks_names_the_command_that_makes_them(tmp_path):

@@ -227,8 +227,8 @@ def test_a_store_leaves_the_shards_alone_that_it_has(tmp_path):
     crafted = craft(RECIPES["fgsm"], MeanBoundary(), grey(0.45, 0.49), ZEROS)
 
     def add(store, index):
-        labels = np.zeros(2, np.int64)
-        store.add(ShardKey("test", "fgsm", index), np.arange(2) + 2 * index, labels, crafted, {"norm": "linf"})
+        key, ids = ShardKey("test", "fgsm", index), np.arange(2) + 2 * index
+        store.note(store.write(key, ids, np.zeros(2, np.int64), crafted, {"norm": "linf"}))
 
     def shards():
         return {file: (file.stat().st_ino, file.stat().st_mtime_ns) for file in tmp_path.rglob("*.safetensors")}
