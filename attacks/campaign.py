@@ -45,7 +45,7 @@ def run_attacks(
     listen: Callable[[Campaign], None],
     backbone: nn.Module | None = None,
     watcher: Watcher | None = None,
-    detector: str | None = None,
+    known: Mapping[str, object] | None = None,
     workers: Workers = IN_PROCESS,
 ) -> None:
     """Attack the images of `splits` that `network` gets right, shard by shard, into `store`.
@@ -62,7 +62,8 @@ def run_attacks(
         listen: called at the start and after every shard.
         backbone: the plain network, for transfer attacks.
         watcher: the detector, for attacks that know it.
-        detector: what tells that detector from others; noted with the parameters of these attacks.
+        known: what tells that detector, and what the attacker makes of it, from others, JSON values; noted with the
+            parameters of these attacks.
         workers: who crafts; they write the shards, and this process alone says which are done.
 
     Raises:
@@ -80,10 +81,12 @@ def run_attacks(
             raise DataError(f"expected images that the network gets right in the split {name}, got none to attack")
     finished = store.records()
     for recipe in recipes:
-        wanted = _parameters(recipe, detector)
-        # Stores of earlier versions do not tell the kind.
-        known = [{"kind": recipe.kind, **r.parameters} for key, r in finished.items() if key.recipe == recipe.name]
-        other = [parameters for parameters in known if parameters != wanted]
+        wanted = _parameters(recipe, known)
+        # Stores of earlier versions do not tell the kind, the rate of false alarms, and some settings.
+        earlier: dict[str, object] = {"kind": recipe.kind, **recipe.unwritten}
+        earlier |= {name: wanted[name] for name in ("false_alarm_rate",) if name in wanted}
+        stored = [{**earlier, **record.parameters} for key, record in finished.items() if key.recipe == recipe.name]
+        other = [parameters for parameters in stored if parameters != wanted]
         if other:
             raise ArtifactError(
                 f"expected attacks by {recipe.name} with {wanted}, got {store.folder} with "
@@ -115,7 +118,7 @@ def run_attacks(
                     missing.append(_Task(recipe, key, start, start + count))
     done = total - len(missing)
     listen(Campaign(done, total, None))
-    crafting = _Crafting(network, backbone, watcher, detector, right, store.folder)
+    crafting = _Crafting(network, backbone, watcher, known, right, store.folder)
     for tasks in _in_order(missing):
         for record in workers.map(crafting, tasks):
             store.note(record)
@@ -140,7 +143,7 @@ class _Crafting:
     network: nn.Module
     backbone: nn.Module | None
     watcher: Watcher | None
-    detector: str | None
+    known: Mapping[str, object] | None
     images: Mapping[str, ImageSet]
     folder: Path
 
@@ -158,7 +161,7 @@ class _Crafting:
                 recipe, self.network, pixels, labels, store.origin.seed, shard.ids, backbone=self.backbone,
                 watcher=self.watcher, lengths=None if matched is None else _lengths(store, matched, shard.ids),
             )  # fmt: skip
-            return store.write(key, shard.ids, shard.labels, crafted, _parameters(recipe, self.detector))
+            return store.write(key, shard.ids, shard.labels, crafted, _parameters(recipe, self.known))
 
         return craft_shard
 
@@ -175,9 +178,9 @@ def _in_order(tasks: Sequence[_Task]) -> Iterator[Sequence[_Task]]:
         yield tasks[start:end]
 
 
-def _parameters(recipe: Recipe, detector: str | None) -> dict[str, object]:
+def _parameters(recipe: Recipe, known: Mapping[str, object] | None) -> dict[str, object]:
     """What is stored with the images: of an attack on a detector, which detector too."""
-    return {**recipe.parameters, "detector": detector} if recipe.knows_detector else recipe.parameters
+    return {**recipe.parameters, **(known or {})} if recipe.knows_detector else recipe.parameters
 
 
 def _lengths(store: AttackStore, key: ShardKey, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:

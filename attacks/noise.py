@@ -2,15 +2,34 @@
 
 A detector that flags these has learnt to see noise, not attacks. Each image gets Gaussian noise of the same Euclidean
 length as what an attack did to it, length measured after rounding to 8 bits, as everywhere.
+
+All attacks on an image begin with one seed, so that two of them differ by what they do and not by where they start.
+Noise must not: from that seed it would be the random start of PGD-L2 itself, and have a cosine of -0.34 with that of
+PGD. So it draws numbers of its own.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from attacks.draws import Draws, seed_of
 from attacks.problem import Problem, rounded
 from detector.errors import RequestError
 
 HALVINGS = 40
+OWN = -1  # in the place of an image's index
+
+
+def noise_of(images: Tensor, seeds: Sequence[int]) -> Tensor:
+    """Standard normal numbers that no attack on these images draws, the shape of `images`.
+
+    Args:
+        images: `(images, channels, height, width)`.
+        seeds: of the attacks on each of them, `(images,)`.
+    """
+    draws = Draws([seed_of(seed, OWN) for seed in seeds], images.device, images.dtype)
+    return draws.normal(torch.arange(len(images), device=images.device), *images.shape[1:])
 
 
 class MatchedNoise:
@@ -24,9 +43,8 @@ class MatchedNoise:
         """
         if problem.lengths is None:
             raise RequestError("expected lengths to match noise to, got none; attack with the recipe itself first")
-        rows = problem.all_rows()
-        noise = problem.draws.normal(rows, *problem.images.shape[1:])
-        return with_noise(problem.images, noise, problem.lengths)
+        seeds = [problem.draws.of(row).initial_seed() for row in range(len(problem))]
+        return with_noise(problem.images, noise_of(problem.images, seeds), problem.lengths)
 
 
 def with_noise(images: Tensor, noise: Tensor, lengths: Tensor) -> Tensor:

@@ -8,11 +8,14 @@ gates = "frozen"        # straight-through or frozen
 source = "backbone"     # decoupled or backbone
 target = "random"       # random, runner-up, least-likely
 images = 500            # at most this many of each split
+
+Attacks that know the detector work on what is served: they have neither gates nor source to choose.
 """
 
 import re
 import sys
 import tomllib
+from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
 from math import isfinite
@@ -22,7 +25,8 @@ from typing import Any
 from attacks.recipes import RECIPES, Recipe, Setting
 from detector.errors import RequestError
 
-COMMON = ("kind", "budget", "gates", "source", "target", "images")
+COMMON = ("kind", "budget", "target", "images")
+OF_THE_NETWORK = ("gates", "source")
 
 
 def recipes_in(file: Path) -> list[Recipe]:
@@ -40,7 +44,15 @@ def recipes_in(file: Path) -> list[Recipe]:
         raise RequestError(f"expected TOML in {file}, got: {' '.join(str(error).split())}") from None
     if not content:
         raise RequestError(f"expected a [NAME] for each recipe in {file}, got none")
-    return [_recipe(name, described, file) for name, described in content.items()]
+    ours = _ours()
+    return [_recipe(name, described, file, ours) for name, described in content.items()]
+
+
+def _ours() -> Mapping[str, Recipe]:
+    """What a recipe may start from."""
+    from attacks.adaptive.suite import ADAPTIVE, ADAPTIVE_DEEP  # takes a second, and few commands need it
+
+    return {**RECIPES, **{recipe.name: recipe for recipe in (*ADAPTIVE, *ADAPTIVE_DEEP)}}
 
 
 def budget_from(value: object, where: str) -> float:
@@ -59,19 +71,19 @@ def budget_from(value: object, where: str) -> float:
     raise RequestError(f'expected a budget such as 0.03 or "8/255" in {where}, got {value!r}')
 
 
-def _recipe(name: str, described: Any, file: Path) -> Recipe:
+def _recipe(name: str, described: Any, file: Path, ours: Mapping[str, Recipe]) -> Recipe:
     where = f"[{name}] of {file}"
     if not isinstance(described, dict):
         raise RequestError(f"expected a [NAME] for each recipe in {file}, got the key {name!r} outside of any")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise RequestError(f"expected a name of letters, digits, '.', '-' and '_' in {file}, got {name!r}")
-    if name in RECIPES:
+    if name in ours:
         raise RequestError(f"expected a name of its own in {where}, got that of a recipe of ours; call it my-{name}")
     kind = described.get("kind")
-    if not isinstance(kind, str) or kind not in RECIPES:
-        raise RequestError(f"expected a kind in {where}, one of {', '.join(RECIPES)}; got {kind!r}")
-    base = RECIPES[kind]
-    known = (*COMMON, *base.settings)
+    if not isinstance(kind, str) or kind not in ours:
+        raise RequestError(f"expected a kind in {where}, one of {', '.join(ours)}; got {kind!r}")
+    base = ours[kind]
+    known = (*COMMON, *(() if base.knows_detector else OF_THE_NETWORK), *base.settings)
     unknown = [key for key in described if key not in known]
     if unknown:
         raise RequestError(f"expected keys of {', '.join(known)} in {where}, got {', '.join(unknown)}")
@@ -89,7 +101,9 @@ def _recipe(name: str, described: Any, file: Path) -> Recipe:
                 if key in described}  # fmt: skip
     if changes.get("source") == "backbone" and "stop" in base.settings and "stop" not in settings:
         settings["stop"] = False  # where it fools the backbone is not where it fools the network
-    return replace(base, name=name, settings={**base.settings, **settings}, **changes)
+    recipe = replace(base, name=name, settings={**base.settings, **settings}, **changes)
+    recipe.attack()  # refuses what its settings cannot be
+    return recipe
 
 
 def _setting(key: str, value: object, usual: Setting, where: str) -> Setting:

@@ -56,6 +56,7 @@ class Recipe:
         images: attack at most this many images of each split; None for all. No parameter of the attack: a later run
             may ask for more.
         kind: name of the recipe that it is a variant of; its own where that is left out.
+        unwritten: settings that earlier versions did not store, with the values that they had.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Recipe:
     costly: bool = False
     images: int | None = None
     kind: str = ""
+    unwritten: Mapping[str, Setting] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", self.kind or self.name)
@@ -99,7 +101,9 @@ class Recipe:
         """All that tells this attack from another, JSON values."""
         return {
             "kind": self.kind, "norm": self.norm, "budget": self.budget, "target": self.target, "gates": self.gates,
-            "source": self.source, **({"matches": self.matches} if self.matches else {}), **self.settings,
+            "source": self.source, **self.settings,
+            # Noise of earlier versions drew the numbers of the attack whose length it took, and says nothing of them.
+            **({"matches": self.matches, "draws": "of its own"} if self.matches else {}),
         }  # fmt: skip
 
 

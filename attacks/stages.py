@@ -65,14 +65,15 @@ def make_attacks(
     network = _network_for(bundle, splits).to(workers.device)
     attacked = {name: splits.named(name).first(limit) for name in attacked_splits}
     origin = Origin(bundle.network_digest, splits.train.name, seed, shard_images)
-    watcher, detector = None, None
+    defence = None
     if any(recipe.knows_detector for recipe in recipes):
-        watcher, detector = defence_of(bundle, network, splits.validation, seed=seed), bundle.threshold_digest
+        defence = defence_of(bundle, network, splits.validation, seed=seed)
+    known = None if defence is None else defence.known
     # Workers need not be where this process is.
     with AttackStore.writing(folder.resolve(), origin) as store:
         backbone = bundle.backbone().to(workers.device)
         # What is attacked is the network as it is served; a gradient costs a quarter less on it.
-        run_attacks(fold_normalisation(network), attacked, recipes, store, listen, backbone, watcher, detector, workers)
+        run_attacks(fold_normalisation(network), attacked, recipes, store, listen, backbone, defence, known, workers)
         return attack_figures(store, attacked_splits[-1])
 
 

@@ -3,18 +3,20 @@
 The features are those of `detector.paths.features`, number for number; where a path bit jumps, its gradient is that of
 a sigmoid (straight through), which never vanishes as the gate's own does. Standardisation before a logistic regression
 becomes the same arithmetic in torch. Any other scikit-learn classifier has no gradient; it is imitated by a small
-network that was fitted on its scores, and how well the imitation ranks images it was not fitted on is part of the
-result. Surrogates that are attacked in the place of what has no gradient: Papernot et al., "Practical Black-Box Attacks
-against Machine Learning", 2017; against detectors: Carlini and Wagner, "Adversarial Examples Are Not Easily Detected",
-2017.
+network that was fitted on its scores, and how well the imitation ranks versions of images that it was not fitted on is
+part of the result. Surrogates that are attacked in the place of what has no gradient: Papernot et al., "Practical
+Black-Box Attacks against Machine Learning", 2017; against detectors: Carlini and Wagner, "Adversarial Examples Are Not
+Easily Detected", 2017.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from scipy.stats import spearmanr
+from sklearn.model_selection import GroupShuffleSplit
 from torch import Tensor, nn
 
 from detector.errors import RequestError
@@ -27,6 +29,7 @@ from detector.scoring.compiled_score import Score, compile_score
 from detector.scoring.sums import weighted_sums
 
 Features = Callable[[Tensor, Tensor], Tensor]
+EPOCHS, WIDTH = 60, 128  # of an imitation
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,8 @@ class Surrogate:
         score: rows `(images, features)` -> scores `(images,)`, larger is more suspicious.
         exact: whether these are the scorer's own scores, up to rounding; else an imitation.
         spearman: rank correlation with the scorer's own scores on `held_out` rows; 1 where it is exact.
-        held_out: rows that the imitation was judged by and not fitted on; 0 where it is exact.
+        held_out: rows that the imitation was judged by, of images none of whose versions it was fitted on; 0 where it
+            is exact.
     """
 
     score: Callable[[Tensor], Tensor]
@@ -140,18 +144,37 @@ def torch_features(features: PathFeatures) -> Features:
     return columns
 
 
-def surrogate_of(classifier: FalseAlarmClassifier, rows: Callable[[], Floats], seed: int = 0) -> Surrogate:
+@dataclass(frozen=True, slots=True)
+class Versions:
+    """What a scorer is imitated on: features of clean images and of what noise and attacks make of them.
+
+    Attributes:
+        rows: `(versions, features)`.
+        sources: index of the image that each is a version of, `int64`, `(versions,)`.
+    """
+
+    rows: Floats
+    sources: npt.NDArray[np.int64]
+
+    @classmethod
+    def joined(cls, parts: Iterable["Versions"]) -> "Versions":
+        """All parts, one behind the other."""
+        found = list(parts)
+        return cls(np.concatenate([part.rows for part in found]), np.concatenate([part.sources for part in found]))
+
+
+def surrogate_of(classifier: FalseAlarmClassifier, versions: Callable[[], Versions], seed: int = 0) -> Surrogate:
     """The classifier's score with a gradient.
 
     Args:
         classifier: fitted.
-        rows: asked only where it cannot be translated, for features to imitate it on, `(images, features)`: of clean
-            images and of images as an attack meets them on its way.
+        versions: asked only where it cannot be translated, for what to imitate it on: clean images, and images as an
+            attack meets them on its way.
         seed: of the imitation.
     """
     sums = weighted_sums(classifier.estimator_)
     if sums is None:
-        return imitate(compile_score(classifier), rows(), seed)
+        return imitate(compile_score(classifier), versions(), seed)
     weights, offsets, benign = torch.from_numpy(sums.weights), torch.from_numpy(sums.offsets), sums.benign
 
     def score(rows: Tensor) -> Tensor:
@@ -162,27 +185,34 @@ def surrogate_of(classifier: FalseAlarmClassifier, rows: Callable[[], Floats], s
     return Surrogate(score, True, 1.0, 0)
 
 
-def imitate(score: Score, rows: Floats, seed: int = 0, epochs: int = 60, width: int = 128) -> Surrogate:
-    """A network of two smooth hidden layers, fitted on the scores of four fifths of the rows and judged by the rest.
+def imitate(
+    score: Score, versions: Versions, seed: int = 0, epochs: int = EPOCHS, width: int = WIDTH
+) -> Surrogate:  # fmt: skip
+    """A network of two smooth hidden layers, fitted on versions of four fifths of the images, judged by the others'.
+
+    Versions of one image score alike, so that one that was fitted on would vouch for its twins.
 
     Args:
         score: the scorer.
-        rows: features, `(images, features)`, at least 50.
-        seed: of weights, order and the choice of the rows held out.
+        versions: at least 50, of at least 5 images.
+        seed: of weights, order and the choice of the images held out.
         epochs: passes over the rows.
         width: of the hidden layers.
 
     Raises:
-        RequestError: there are fewer than 50 rows, or all have the same score.
+        RequestError: there are fewer, or all have the same score.
     """
-    if len(rows) < 50:
-        raise RequestError(f"expected at least 50 rows to imitate a scorer on, got {len(rows)}")
+    rows, images = versions.rows, len(np.unique(versions.sources))
+    if len(rows) < 50 or images < 5:
+        raise RequestError(
+            f"expected at least 50 rows of at least 5 images to imitate a scorer on, got {len(rows)} of {images}"
+        )
     wanted = np.asarray(score(rows), np.float64)
     mean, spread = float(wanted.mean()), float(wanted.std())
     if spread == 0:
         raise RequestError("expected a scorer that tells rows apart, got the same score for all of them")
-    order = np.random.default_rng(seed).permutation(len(rows))
-    held_out, fitted = order[: len(rows) // 5], order[len(rows) // 5 :]
+    halves = GroupShuffleSplit(1, test_size=0.2, random_state=seed)
+    fitted, held_out = next(halves.split(rows, groups=versions.sources))
     inputs = torch.from_numpy(np.asarray(rows, np.float32))
     centre, scale = inputs[fitted].mean(dim=0), inputs[fitted].std(dim=0).clamp_min(1e-6)
     targets = torch.from_numpy((wanted - mean) / spread).float()

@@ -1,8 +1,8 @@
 """What an attacker knows who knows everything: network, gates, detector, threshold, and clean images."""
 
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -11,13 +11,13 @@ from torch import Tensor
 from attacks.draws import Draws
 from attacks.methods.gradient import Ascent
 from attacks.problem import Problem, Victim
-from attacks.surrogate import Surrogate, surrogate_of, torch_features
+from attacks.surrogate import EPOCHS, WIDTH, Surrogate, Versions, surrogate_of, torch_features
 from detector.batches import batches, device_of, to_pixels, to_tensor
 from detector.bundle import Bundle
 from detector.datasets import ImageSet
 from detector.errors import DataError
 from detector.network.decouple import GatedNet
-from detector.paths.encoder import Floats, encode
+from detector.paths.encoder import encode
 from detector.scoring.compiled_score import compile_score
 
 log = logging.getLogger(__name__)
@@ -26,6 +26,10 @@ GUIDES = 500
 # What an imitation of a scorer learns beside clean images: noise of these deviations, plain attacks of these budgets.
 NOISES = (2 / 255, 8 / 255)
 ATTACKS = (2 / 255, 8 / 255, 16 / 255)
+IMITATION: Mapping[str, object] = {
+    "epochs": EPOCHS, "width": WIDTH, "images": 2 * GUIDES, "noises": list(NOISES), "attacks": list(ATTACKS),
+    "held_out": "by image",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,8 @@ class Defence:
         exact: whether `see` gives the real scores, up to rounding; else those of an imitation.
         spearman: rank correlation of the imitation with the real scores; 1 where it is exact.
         guides: clean images, of other sources than those to be attacked.
+        known: what tells this defence, and what the attacker makes of it, from others, JSON values: the detector's
+            digest, its rate of false alarms, and how its imitation was made; stored with the images.
     """
 
     see: Callable[[Tensor], Seen]
@@ -82,6 +88,7 @@ class Defence:
     exact: bool
     spearman: float
     guides: Guides
+    known: Mapping[str, object] = field(default_factory=dict)
 
 
 def defence_of(bundle: Bundle, network: GatedNet, clean: ImageSet, rate: float | None = None, seed: int = 0) -> Defence:
@@ -125,32 +132,37 @@ def defence_of(bundle: Bundle, network: GatedNet, clean: ImageSet, rate: float |
         scores = score(columns(evidence)) + moved[labels]
         return torch.from_numpy(labels).to(images.device), torch.from_numpy(scores).to(images.device)
 
-    def rows() -> Iterator[Floats]:
+    def versions() -> Iterator[Versions]:
         chooser = np.random.default_rng(seed)
         for positions, images in batches(clean.first(2 * GUIDES), 250, device_of(network)):
+            ids, changed = clean.ids[positions], []
             for noise in (0.0, *NOISES):
                 added = torch.from_numpy(chooser.normal(0, 1, images.shape)).to(images) * noise
-                yield columns(encode(network, to_tensor(to_pixels(images + added), images.device)))
+                changed.append(images + added)
             with torch.no_grad():
                 labels = network(images).argmax(dim=1)
             for budget in ATTACKS:
                 draws = Draws(chooser.integers(2**31, size=len(images)).tolist(), images.device, images.dtype)
-                problem = Problem(Victim(network, len(images)), images, labels, None, draws, clean.ids[positions])
-                points = Ascent("linf", budget, steps=10, start=True, stop=False)(problem)
-                yield columns(encode(network, to_tensor(to_pixels(points), images.device)))
+                problem = Problem(Victim(network, len(images)), images, labels, None, draws, ids)
+                changed.append(Ascent("linf", budget, steps=10, start=True, stop=False)(problem))
+            for points in changed:
+                yield Versions(columns(encode(network, to_tensor(to_pixels(points), images.device))), ids)
 
-    surrogate = surrogate_of(classifier, lambda: np.concatenate(list(rows())), seed)
+    surrogate = surrogate_of(classifier, lambda: Versions.joined(versions()), seed)
     if not surrogate.exact:
         log.info(
-            "the detector's classifier has no gradient: attacks follow an imitation, whose scores of %d images that it "
-            "was not fitted on have a rank correlation of %.2f with the real ones",
+            "the detector's classifier has no gradient: attacks follow an imitation, whose scores of %d versions of "
+            "images that it was not fitted on have a rank correlation of %.2f with the real ones",
             surrogate.held_out,
             surrogate.spearman,
         )
     guides = _guides(network, judge, threshold, clean)
+    known: dict[str, object] = {"detector": bundle.threshold_digest, "false_alarm_rate": rate}
+    if not surrogate.exact:
+        known["imitation"] = IMITATION
     return Defence(
         see_with(surrogate), judge, threshold, float(calibration.scores.std()), surrogate.exact, surrogate.spearman,
-        guides,
+        guides, known,
     )  # fmt: skip
 
 

@@ -92,7 +92,7 @@ def defence_in(problem: Problem) -> Defence:
     return problem.watcher
 
 
-def descend(problem: Problem, budget: float, steps: int, attempts: Sequence[Attempt]) -> Tensor:
+def descend(problem: Problem, budget: float, steps: int, attempts: Sequence[Attempt], momentum: float) -> Tensor:
     """Try one descent after the other on the images that have not evaded yet.
 
     Args:
@@ -100,6 +100,7 @@ def descend(problem: Problem, budget: float, steps: int, attempts: Sequence[Atte
         budget: largest change of a pixel, in [0, 1].
         steps: of each descent.
         attempts: the descents.
+        momentum: share of the past direction that is kept.
 
     Returns:
         The best version of each image in [0, 1], rounded to 8 bits.
@@ -126,7 +127,7 @@ def descend(problem: Problem, budget: float, steps: int, attempts: Sequence[Atte
             with problem.network.only(rows[staying]):  # what is done takes no gradient more
                 slope = attempt.slope(seen, asked, rows)
             slope = slope / slope.abs().mean(dim=(1, 2, 3), keepdim=True).clamp_min(1e-30)
-            velocity = (MOMENTUM * velocity + slope)[staying]
+            velocity = (momentum * velocity + slope)[staying]
             rows, points, origin = rows[staying], points[staying], origin[staying]
             points = project(points - attempt.step * budget * _along(velocity, attempt.shape), origin, "linf", budget)
     return best.points

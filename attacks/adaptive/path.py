@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attacks.adaptive.defence import Guides, Seen
-from attacks.adaptive.descent import Attempt, Slope, defence_in, descend, slope_of, stride
+from attacks.adaptive.descent import MOMENTUM, Attempt, Slope, defence_in, descend, slope_of, stride
 from attacks.adaptive.labels import label_loss
 from attacks.problem import Problem
 from detector.errors import RequestError
@@ -20,8 +20,9 @@ class PathMatching:
     """PGD on the distance between gate logits and those of a guide, plus a weight times the guide's cross-entropy."""
 
     def __init__(
-        self, budget: float, steps: int = 200, restarts: int = 5, step: float = 0.25, weight: float = 0.1
-    ) -> None:
+        self, budget: float, steps: int = 200, restarts: int = 5, step: float = 0.25, weight: float = 0.1,
+        momentum: float = MOMENTUM,
+    ) -> None:  # fmt: skip
         """An L-inf attack.
 
         Args:
@@ -33,12 +34,14 @@ class PathMatching:
                 the fourth `step` again.
             weight: of the cross-entropy to the guide's label, beside the mean square of the logits' differences, each
                 in units of its standard deviation over all guides.
+            momentum: share of the past direction that is kept.
         """
         self.budget = budget
         self.steps = steps
         self.restarts = restarts
         self.step = step
         self.weight = weight
+        self.momentum = momentum
 
     def __call__(self, problem: Problem) -> Tensor:
         """The attacked images in [0, 1]."""
@@ -56,7 +59,7 @@ class PathMatching:
             )
             for restart in range(self.restarts)
         ]  # fmt: skip
-        return descend(problem, self.budget, self.steps, attempts)
+        return descend(problem, self.budget, self.steps, attempts, self.momentum)
 
     def _slope(self, problem: Problem, guides: Guides, spread: Tensor, chosen: Tensor) -> Slope:
         labels = guides.labels[chosen]

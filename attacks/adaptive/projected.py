@@ -10,17 +10,20 @@ import torch
 from torch import Tensor
 
 from attacks.adaptive.defence import Seen
-from attacks.adaptive.descent import Attempt, Slope, descend, slope_of, stride
+from attacks.adaptive.descent import MOMENTUM, Attempt, Slope, descend, slope_of, stride
 from attacks.adaptive.labels import headings, label_loss
 from attacks.problem import Problem
 
-LEAD = 0.05  # the wrong label's lead, in logits, from which on the detector's gradient is followed
+LEAD = 0.05
 
 
 class SelectivePGD:
     """Towards a wrong label until it leads, then towards a low score."""
 
-    def __init__(self, budget: float, steps: int = 200, restarts: int = 5, step: float = 0.25) -> None:
+    def __init__(
+        self, budget: float, steps: int = 200, restarts: int = 5, step: float = 0.25, momentum: float = MOMENTUM,
+        lead: float = LEAD,
+    ) -> None:  # fmt: skip
         """An L-inf attack.
 
         Args:
@@ -29,11 +32,15 @@ class SelectivePGD:
             restarts: descents; the first begins at the image itself.
             step: length of a step as a share of the budget; the second restart takes half of it, the third a quarter,
                 the fourth `step` again.
+            momentum: share of the past direction that is kept.
+            lead: of the wrong label, in logits, from which on the detector's gradient is followed.
         """
         self.budget = budget
         self.steps = steps
         self.restarts = restarts
         self.step = step
+        self.momentum = momentum
+        self.lead = lead
 
     def __call__(self, problem: Problem) -> Tensor:
         """The attacked images in [0, 1]."""
@@ -41,11 +48,11 @@ class SelectivePGD:
             Attempt(self._slope(problem, heading), stride(self.step, restart), "random" if restart else "image")
             for restart, heading in enumerate(headings(problem, self.restarts))
         ]
-        return descend(problem, self.budget, self.steps, attempts)
+        return descend(problem, self.budget, self.steps, attempts, self.momentum)
 
     def _slope(self, problem: Problem, heading: Tensor | None) -> Slope:
         def slope(seen: Seen, points: Tensor, rows: Tensor) -> Tensor:
-            wrong = problem.margin(seen.logits, rows) < -LEAD
+            wrong = problem.margin(seen.logits, rows) < -self.lead
             label = label_loss(problem, seen.logits, rows, heading).double()
             return slope_of(torch.where(wrong, seen.scores.double(), label), points)
 
@@ -55,7 +62,10 @@ class SelectivePGD:
 class OrthogonalPGD:
     """The same, each gradient without its part along the other."""
 
-    def __init__(self, budget: float, steps: int = 200, restarts: int = 5, step: float = 0.25) -> None:
+    def __init__(
+        self, budget: float, steps: int = 200, restarts: int = 5, step: float = 0.25, momentum: float = MOMENTUM,
+        lead: float = LEAD,
+    ) -> None:  # fmt: skip
         """An L-inf attack.
 
         Two restarts of four (the second and third) step along the projected gradient itself and not along its signs:
@@ -67,11 +77,15 @@ class OrthogonalPGD:
             restarts: descents; the first begins at the image itself.
             step: length of a step as a share of the budget; the second restart takes half of it, the third a quarter,
                 the fourth `step` again.
+            momentum: share of the past direction that is kept.
+            lead: of the wrong label, in logits, from which on the detector's gradient is followed.
         """
         self.budget = budget
         self.steps = steps
         self.restarts = restarts
         self.step = step
+        self.momentum = momentum
+        self.lead = lead
 
     def __call__(self, problem: Problem) -> Tensor:
         """The attacked images in [0, 1]."""
@@ -82,11 +96,11 @@ class OrthogonalPGD:
             )
             for restart, heading in enumerate(headings(problem, self.restarts))
         ]  # fmt: skip
-        return descend(problem, self.budget, self.steps, attempts)
+        return descend(problem, self.budget, self.steps, attempts, self.momentum)
 
     def _slope(self, problem: Problem, heading: Tensor | None) -> Slope:
         def slope(seen: Seen, points: Tensor, rows: Tensor) -> Tensor:
-            wrong = problem.margin(seen.logits, rows) < -LEAD
+            wrong = problem.margin(seen.logits, rows) < -self.lead
             label = slope_of(label_loss(problem, seen.logits, rows, heading), points, keep=True)
             score = slope_of(seen.scores, points)
             return torch.where(wrong[:, None, None, None], without(score, label), without(label, score))

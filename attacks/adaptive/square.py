@@ -13,23 +13,29 @@ from attacks.adaptive.descent import defence_in
 from attacks.methods.square import Square
 from attacks.problem import Problem, rounded
 
-LEAD = 0.05  # how far the wrong label is to lead, in logits
+LEAD = 0.05
 
 
 class SquareEvasion:
     """Random squares, kept where label and score together come nearer to evading; an image that evades leaves."""
 
-    def __init__(self, budget: float, queries: int = 5000, weight: float = 1.0) -> None:
+    def __init__(
+        self, budget: float, queries: int = 5000, weight: float = 1.0, share: float = 0.8, lead: float = LEAD
+    ) -> None:
         """An L-inf attack.
 
         Args:
             budget: largest change of a pixel, in [0, 1].
             queries: of network and detector for each image.
             weight: of the score beside the label.
+            share: of the image's pixels in the first squares.
+            lead: how far the wrong label is to lead, in logits.
         """
         self.budget = budget
         self.queries = queries
         self.weight = weight
+        self.share = share
+        self.lead = lead
 
     def __call__(self, problem: Problem) -> Tensor:
         """The attacked images in [0, 1]; where none evades, the one of the lowest loss."""
@@ -56,7 +62,7 @@ class SquareEvasion:
             with torch.no_grad():
                 lead, scores, wrong = lead_and_score(points, rows)
                 above = scores - defence.threshold
-                loss = (lead + LEAD).clamp_min(0) / unit[rows] + self.weight * above.clamp_min(0) / defence.spread
+                loss = (lead + self.lead).clamp_min(0) / unit[rows] + self.weight * above.clamp_min(0) / defence.spread
                 return loss, wrong & (above <= -1e-6 * defence.spread)
 
-        return rounded(Square(self.budget, self.queries, ask=ask)(problem))
+        return rounded(Square(self.budget, self.queries, self.share, ask)(problem))

@@ -21,6 +21,7 @@ from detector.scoring.thresholds import clopper_pearson
 from detector.workers import IN_PROCESS, Workers
 
 ANY = "any of them"
+SAID = ("steps", "restarts", "weights", "queries")  # how long an attack searches
 # Those that take a number of steps; the others, which see scores or decisions only, keep their own settings.
 STEPPED = {recipe.name.removesuffix("-deep") for recipe in ADAPTIVE_DEEP}
 
@@ -34,7 +35,7 @@ class Withstood:
         budget: L-inf, in grey levels of 255; what succeeded within a smaller one counts here as well.
         images: clean images attacked, of the first of the test split that the network gets right.
         tried_by_all: how many of them every attack of the row was given.
-        settings: of the attack: its steps, its restarts, ...
+        settings: how long the attack searches: its steps, its restarts, ...
         robust: share of all images, those it gets wrong counted as lost, that are not both misread and unflagged.
         low: lower end of its 95 % interval.
         high: upper end.
@@ -103,7 +104,7 @@ def withstand(
             mine |= one.reached
             evaded[: task.images] |= one.reached
             tried = min(tried, task.images)
-            said = ", ".join(f"{name} {value}" for name, value in settings.items())
+            said = ", ".join(f"{name} {value}" for name, value in settings.items() if name in SAID)
             found.append(_row(task.recipe.name, budget, mine, task.images, said, accuracy, None, defence.exact))
         kept = accuracy * float((~misread).mean())
         found.append(_row(ANY, budget, evaded, tried, off, accuracy, kept, defence.exact))

@@ -11,10 +11,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from attacks.corruptions import CORRUPTIONS
-from attacks.draws import Draws, seed_of
+from attacks.draws import seed_of
 from attacks.evaluation.paths import SEES
 from attacks.evaluation.protocol import Protocol
-from attacks.noise import with_noise
+from attacks.noise import noise_of, with_noise
 from attacks.store import AttackStore
 from detector.baselines.baseline import Baseline, Observed
 from detector.batches import device_of, to_pixels, to_tensor
@@ -204,8 +204,7 @@ def _of_attack(
             yield _Pile(SetKey(split, f"{name} failed"), shard.ids[lost], shard.labels[lost], crafted.pixels[lost])
         if len(won):
             clean = to_tensor(images.read(shard.ids[won]), device_of(network))
-            draws = Draws([seed_of(seed, int(index)) for index in shard.ids[won]], clean.device, clean.dtype)
-            noise = draws.normal(torch.arange(len(won), device=clean.device), *clean.shape[1:])
+            noise = noise_of(clean, [seed_of(seed, int(index)) for index in shard.ids[won]])
             noisy = with_noise(clean, noise, torch.from_numpy(crafted.l2[won]).to(clean))
             yield _Pile(SetKey(split, f"noise-{name}"), shard.ids[won], shard.labels[won], to_pixels(noisy))
 

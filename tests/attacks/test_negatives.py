@@ -12,7 +12,7 @@ from attacks.stages import make_attacks
 from attacks.store import AttackStore
 from attacks.suites import recipes_named
 from detector.batches import to_pixels
-from detector.errors import DataError, RequestError
+from detector.errors import ArtifactError, DataError, RequestError
 from detector.network.networks import build_network
 
 PGD = replace(RECIPES["pgd"], settings={**RECIPES["pgd"].settings, "steps": 2})
@@ -61,6 +61,16 @@ def test_noise_in_the_store_is_as_long_as_the_attack_it_matches(decoupled_bundle
         assert np.array_equal(attacked.ids, noise.ids)
         assert np.allclose(noise.crafted.l2, attacked.crafted.l2, rtol=0.03)
         assert not np.array_equal(attacked.crafted.pixels, noise.crafted.pixels)
+
+
+def test_noise_of_an_earlier_version_is_not_mixed_with_todays(decoupled_bundle, digits, tmp_path):
+    make_attacks(decoupled_bundle, digits, [PGD, noise_like(PGD)], tmp_path / "store", 30, 0, 8, ignore)
+    log = tmp_path / "store" / "shards.jsonl"
+    log.write_text(log.read_text().replace(', "draws": "of its own"', ""))
+
+    with pytest.raises(ArtifactError, match="attacks by noise-pgd with .*'draws': 'of its own'.* give another folder"):
+        make_attacks(decoupled_bundle, digits, [PGD, noise_like(PGD)], tmp_path / "store", 60, 0, 8, ignore)
+    AttackStore(tmp_path / "store").check_finished("test")
 
 
 @pytest.mark.parametrize(("name", "images"), [("autoattack", 200), ("adaptive-hopskipjump", 50), ("pgd", None)])

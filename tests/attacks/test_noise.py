@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from attacks.noise import with_noise
+from attacks.draws import Draws
+from attacks.noise import noise_of, with_noise
 from attacks.problem import rounded
 
 
@@ -41,6 +42,16 @@ def test_noise_points_where_it_was_drawn():
     change = with_noise(images, noise, torch.tensor([3.0])) - images
 
     assert torch.cosine_similarity(change.flatten(), noise.flatten(), dim=0) > 0.99
+
+
+def test_noise_points_nowhere_near_the_random_start_of_an_attack_on_the_same_image():
+    images, seeds, rows = torch.zeros(20, 3, 32, 32), list(range(20)), torch.arange(20)
+    noise = noise_of(images, seeds).flatten(1)
+
+    for draw in (lambda draws: draws.normal(rows, 3, 32, 32), lambda draws: draws.uniform(rows, 3, 32, 32, low=-1)):
+        start = draw(Draws(seeds, images.device, images.dtype)).flatten(1)
+        assert torch.cosine_similarity(noise, start, dim=1).abs().max() < 0.1
+    assert torch.equal(noise_of(images[3:4], [3]).flatten(1), noise[3:4])
 
 
 def test_an_image_that_the_noise_cannot_change_comes_back():

@@ -44,9 +44,10 @@ def test_the_example_of_the_docs_describes_recipes(tmp_path):
     example = DOCS.read_text(encoding="utf-8").partition("```toml\n")[2].partition("```")[0]
     (tmp_path / "mine.toml").write_text(example)
 
-    gentle, frozen, targeted, transfer = recipes_in(tmp_path / "mine.toml")
+    gentle, frozen, targeted, transfer, adaptive = recipes_in(tmp_path / "mine.toml")
 
     assert (gentle.budget, gentle.settings["steps"]) == (3 / 255, 40)
     assert frozen.gates == "frozen"
     assert (targeted.target, targeted.images) == ("runner-up", 500)
     assert transfer.source == "backbone"
+    assert adaptive.settings["heaviest"] == 100

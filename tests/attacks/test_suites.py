@@ -75,6 +75,13 @@ def written(tmp_path, text):
     return tmp_path / "own.toml"
 
 
+def test_a_file_describes_attacks_that_know_the_detector(tmp_path):
+    (sweep,) = recipes_in(written(tmp_path, '[sweep]\nkind = "adaptive-joint"\nbudget = "4/255"\nheaviest = 100'))
+
+    assert (sweep.budget, sweep.kind, sweep.knows_detector) == (4 / 255, "adaptive-joint", True)
+    assert sweep.settings["heaviest"] == 100
+
+
 def test_a_file_describes_recipes_that_start_from_ours(tmp_path):
     file = written(
         tmp_path,
@@ -124,6 +131,9 @@ def test_a_file_describes_recipes_that_start_from_ours(tmp_path):
         ('[a]\nkind = "pgd"\nbudget = "1e400"', "expected a budget such as 0.03"),
         (f'[a]\nkind = "pgd"\nstep = {"9" * 400}', "expected a number from 0 for step"),
         ('[a]\nkind = "autoattack"\ntarget = "random"', "expected no target for the attack a"),
+        ('[a]\nkind = "adaptive-joint"\nlightest = 11', "expected a lightest weight above 0 and up to 10, got 11"),
+        ('[a]\nkind = "adaptive-joint"\nloss = "mine"', "expected a loss of margin, cross-entropy; got 'mine'"),
+        ('[a]\nkind = "adaptive-joint"\ngates = "frozen"', "expected keys of kind, .*weights.*, got gates"),
         ('[a]\nkind = "cw"\nbudget = 1', "cw seeks the smallest change"),
         ('[a]\nkind = "pgd"\nsteps = 0', "expected a whole number from 1 for steps"),
         ('[a]\nkind = "pgd"\nsteps = 2.5', "expected a whole number from 1 for steps"),

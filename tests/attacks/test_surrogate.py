@@ -6,7 +6,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from attacks.surrogate import TORCH_FEATURES, imitate, surrogate_of, torch_features
+from attacks.surrogate import TORCH_FEATURES, Versions, imitate, surrogate_of, torch_features
 from detector.errors import RequestError
 from detector.network.decouple import decouple
 from detector.network.networks import build_network
@@ -18,6 +18,11 @@ from detector.scoring.classifier import FalseAlarmClassifier
 @pytest.fixture
 def rows():
     return np.random.default_rng(0).normal(size=(600, 12)).astype(np.float32)
+
+
+def images_of(rows):
+    """Each row of an image of its own."""
+    return Versions(rows, np.arange(len(rows)))
 
 
 def fitted(estimator, rows):
@@ -72,7 +77,7 @@ def test_features_without_a_twin_are_refused():
 def test_a_logistic_regression_is_translated_exactly(rows, estimator):
     classifier = fitted(estimator, rows * 3 + 5)
 
-    surrogate = surrogate_of(classifier, lambda: rows)
+    surrogate = surrogate_of(classifier, lambda: images_of(rows))
 
     assert surrogate.exact
     assert surrogate.spearman == 1.0
@@ -90,7 +95,7 @@ def test_the_sums_of_several_attacks_are_translated_exactly(rows, scaler):
     )
     classifier = FalseAlarmClassifier.around(pipeline, 0.05)
 
-    surrogate = surrogate_of(classifier, lambda: rows)
+    surrogate = surrogate_of(classifier, lambda: images_of(rows))
 
     assert surrogate.exact
     scores = surrogate.score(torch.from_numpy(rows)).numpy()
@@ -100,21 +105,21 @@ def test_the_sums_of_several_attacks_are_translated_exactly(rows, scaler):
 def test_a_forest_is_imitated_and_the_imitation_is_judged_on_rows_it_did_not_see(rows):
     classifier = fitted(RandomForestClassifier(50, random_state=0), rows)
 
-    surrogate = surrogate_of(classifier, lambda: rows, seed=3)
+    surrogate = surrogate_of(classifier, lambda: images_of(rows), seed=3)
 
     assert not surrogate.exact
     assert surrogate.held_out == 120
     assert surrogate.spearman > 0.7
     points = torch.from_numpy(rows[:5]).requires_grad_(True)
     assert (torch.autograd.grad(surrogate.score(points).sum(), points)[0] != 0).any()
-    again = surrogate_of(classifier, lambda: rows, seed=3)
+    again = surrogate_of(classifier, lambda: images_of(rows), seed=3)
     assert torch.equal(again.score(points.detach()), surrogate.score(points.detach()))
 
 
 def test_what_ranks_at_random_is_said_to(rows):
     noise = np.random.default_rng(1).normal(size=len(rows))
 
-    assert abs(imitate(lambda _: noise, rows, epochs=5).spearman) < 0.4
+    assert abs(imitate(lambda _: noise, images_of(rows), epochs=5).spearman) < 0.4
 
 
 def test_imitating_leaves_the_generators_of_others_alone(rows):
@@ -122,18 +127,30 @@ def test_imitating_leaves_the_generators_of_others_alone(rows):
     expected = torch.rand(3)
     torch.manual_seed(5)
 
-    imitate(lambda rows: rows[:, 0], rows, epochs=2)
+    imitate(lambda rows: rows[:, 0], images_of(rows), epochs=2)
 
     assert torch.equal(torch.rand(3), expected)
 
 
+def test_an_image_that_was_fitted_on_does_not_vouch_for_its_other_versions():
+    drawn = np.random.default_rng(2).normal(size=(100, 13)).repeat(6, axis=0)
+    rows, scores = drawn[:, :12].astype(np.float32), drawn[:, 12]
+
+    by_row = imitate(lambda _: scores, images_of(rows)).spearman
+    by_image = imitate(lambda _: scores, Versions(rows, np.repeat(np.arange(100), 6))).spearman
+
+    assert by_row > 0.8  # learnt by heart
+    assert abs(by_image) < 0.4
+
+
 @pytest.mark.parametrize(
-    ("count", "score", "message"),
+    ("count", "images", "score", "message"),
     [
-        (40, lambda rows: rows[:, 0], "expected at least 50 rows to imitate a scorer on, got 40"),
-        (60, lambda rows: np.ones(len(rows)), "got the same score for all of them"),
+        (40, 40, lambda rows: rows[:, 0], "at least 50 rows of at least 5 images to imitate a scorer on, got 40 of 40"),
+        (60, 4, lambda rows: rows[:, 0], "at least 50 rows of at least 5 images to imitate a scorer on, got 60 of 4"),
+        (60, 60, lambda rows: np.ones(len(rows)), "got the same score for all of them"),
     ],
 )
-def test_what_cannot_be_imitated_is_refused(rows, count, score, message):
+def test_what_cannot_be_imitated_is_refused(rows, count, images, score, message):
     with pytest.raises(RequestError, match=message):
-        imitate(score, rows[:count])
+        imitate(score, Versions(rows[:count], np.arange(count) % images))

@@ -1,5 +1,6 @@
 """Every adaptive attack against detectors that can be evaded in one known way, or not at all."""
 
+import inspect
 from dataclasses import replace
 
 import numpy as np
@@ -144,6 +145,17 @@ def test_the_deep_ones_are_the_same_with_more_steps_on_fewer_images():
     ]
     assert all(recipe.settings["steps"] == 1000 and recipe.images == 50 for recipe in ADAPTIVE_DEEP)
     assert all(recipe.knows_detector and recipe.costly and recipe.images in (50, 200) for recipe in ADAPTIVE)
+
+
+@pytest.mark.parametrize("recipe", [*RECIPES.values(), *ADAPTIVE, *ADAPTIVE_DEEP], ids=lambda recipe: recipe.name)
+def test_every_setting_of_an_attack_is_stored(recipe):
+    said = {"budget", "norm", "ask", *recipe.settings}  # what Square asks is no setting
+
+    if recipe.make.__name__ != "<lambda>":
+        assert set(inspect.signature(recipe.make).parameters) <= said
+    elif recipe.settings and recipe.kind == recipe.name:  # one class serves several kinds, which say the rest
+        of_kind = {"norm", "start", "momentum", "loss"} | ({"steps", "step"} if "fgsm" in recipe.kind else set())
+        assert set(vars(recipe.attack())) <= said | of_kind
 
 
 def test_a_defence_is_frozen():

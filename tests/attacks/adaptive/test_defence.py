@@ -1,3 +1,4 @@
+import json
 import shutil
 from dataclasses import replace
 
@@ -68,6 +69,7 @@ def test_an_attacker_sees_what_is_served(defended, defence, victims):
     seen = defence.see(images)
 
     assert defence.exact
+    assert "imitation" not in defence.known
     assert np.array_equal(labels.numpy(), served.labels)
     assert np.allclose(scores.numpy(), served.scores, atol=1e-3)
     assert np.allclose(seen.scores.detach().numpy(), scores.numpy(), atol=1e-3)
@@ -168,6 +170,38 @@ def test_knowing_the_detector_evades_it_more_often_than_not_knowing_it(network, 
     assert aware.reached.mean() > unaware + 0.2
 
 
+def test_a_store_tells_all_settings_of_an_attack_and_of_its_detector_apart(defended, digits, tmp_path):
+    shutil.copytree(defended.folder, tmp_path / "bundle")
+    bundle, store, log = Bundle(tmp_path / "bundle"), tmp_path / "attacks", tmp_path / "attacks" / "shards.jsonl"
+    selective = next(recipe for recipe in ADAPTIVE if recipe.name == "adaptive-selective")
+    few = replace(selective, settings={**selective.settings, "steps": 1, "restarts": 1})
+
+    def attack(recipe, limit, bundle=bundle):
+        make_attacks(bundle, digits, [recipe], store, limit, 0, 4, lambda _: None, ("test",))
+        return [record.parameters for record in AttackStore(store).records().values()]
+
+    (stored,) = attack(few, 4)
+    assert stored == {
+        **few.parameters, "detector": bundle.threshold_digest, "false_alarm_rate": 0.05,
+        "step": 0.25, "momentum": 0.75, "lead": 0.05, "steps": 1, "restarts": 1,
+    }  # fmt: skip
+    with pytest.raises(ArtifactError, match="'momentum': 0.5.* give another folder"):
+        attack(replace(few, settings={**few.settings, "momentum": 0.5}), 8)
+    laxer = replace(bundle.detector_info(), max_false_alarm_rate=0.2)
+    learnt, calibration = bundle.features(bundle.network().layers).arrays(), bundle.calibration()
+    other = add_detector(bundle, laxer, bundle.classifier().estimator_, calibration, {}, learnt)
+    assert other.threshold_digest == stored["detector"]
+    with pytest.raises(ArtifactError, match="'false_alarm_rate': 0.2.* give another folder"):
+        attack(few, 8, other)
+
+    # The store of an earlier version, which said less, is read and carried on.
+    line = json.loads(log.read_text())
+    for name in ("kind", "false_alarm_rate", "step", "momentum", "lead"):
+        del line["parameters"][name]
+    log.write_text(f"{json.dumps(line)}\n")
+    assert attack(few, 12, other)[-1] == {**stored, "false_alarm_rate": 0.2}
+
+
 def test_a_forest_is_attacked_through_an_imitation_and_judged_by_itself(defended, network, digits, victims, caplog):
     clean, calibration = (next(encode_set(network, part)) for part in (digits.fitting.first(200), digits.calibration))
     images = to_tensor(digits.fitting.pixels(slice(0, 200)), CPU)
@@ -187,6 +221,7 @@ def test_a_forest_is_attacked_through_an_imitation_and_judged_by_itself(defended
     assert isinstance(known, Defence)
     assert not known.exact
     assert known.spearman > 0.7
+    assert known.known["imitation"]["held_out"] == "by image"
     assert f"rank correlation of {known.spearman:.2f} with the real ones" in caplog.text
     evidence = encode(network, to_tensor(crafted.pixels, CPU))
     real = forest.score_samples(evidence.gate_logits)
