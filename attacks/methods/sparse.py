@@ -51,6 +51,7 @@ class ElasticNet:
         constants = Constants(self.start * self.beta / (self.learning_rate * steepest))
         for _ in range(self.searches):
             constants.learn(self._attempt(problem, constants.now, best))
+            best.settle()
         return fewest(problem, best.images())
 
     def _attempt(self, problem: Problem, constant: Tensor, best: Best) -> Tensor:
