@@ -446,3 +446,35 @@ def test_frozen_gates_are_a_recipe_of_their_own():
     assert np.array_equal(overlooked, by_hand)
     assert not np.array_equal(seen, overlooked)
     assert not any(gate.frozen for gate in network.gates())
+
+
+class Steep(nn.Module):
+    """Class 1 where the mean pixel exceeds 0.5, its logit so curved that DeepFool takes several steps; class 2 lies
+    `behind` it everywhere."""
+
+    def __init__(self, behind):
+        super().__init__()
+        self.behind = behind
+
+    def forward(self, images):
+        mean = images.mean(dim=(1, 2, 3))
+        return torch.stack([(40 * (0.5 - mean)).exp() - 1, 0 * mean, 0 * mean - self.behind], dim=1)
+
+
+def test_deepfool_takes_no_gradient_of_a_class_far_behind_another():
+    images, labels = grey_images(0.4, 2), torch.zeros(2, dtype=torch.long)
+    near, far = (craft(RECIPES["deepfool"], Steep(behind), images, labels) for behind in (0.01, 1000.0))
+
+    assert np.array_equal(near.pixels, far.pixels)
+    assert near.fooled.all()
+    assert (far.gradients < near.gradients).all()
+
+
+def test_every_gradient_of_cw_is_followed_by_a_step_and_the_first_is_that_of_the_clean_image():
+    settings = {**RECIPES["cw"].settings, "steps": 7, "searches": 2, "tries": 2, "patience": 2.0}
+    images, labels = grey_images(122 / 255, 2), torch.zeros(2, dtype=torch.long)
+
+    crafted = craft(replace(RECIPES["cw"], settings=settings), MeanBoundary(0.5), images, labels)
+
+    assert crafted.fooled.all()
+    assert crafted.gradients.tolist() == [1 + 2 * 6] * 2
