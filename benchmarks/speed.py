@@ -14,6 +14,8 @@ With a trained bundle the labels of the engine are held against the masked netwo
 `python -m benchmarks.curves` has trained from it, accuracy is told against multiply-accumulates and milliseconds, for
 decoupled and for statically pruned networks.
 
+Where there is an NVIDIA GPU all is measured on it too (`--only gpu` for that alone); elsewhere its rows have no value.
+
 What is measured is kept in the work folder, a network at a time, and read again by a later run of the same sources on
 the same machine; `--anew` measures all of it again.
 """
@@ -34,7 +36,7 @@ import torch
 import typer
 from torch import nn
 
-from benchmarks import curve_points
+from benchmarks import curve_points, gpu
 from benchmarks.curve_picture import draw_curves
 from benchmarks.curve_points import Curves, Point
 from benchmarks.curves import BUNDLE
@@ -43,9 +45,10 @@ from benchmarks.onnx_sessions import onnx_call
 from benchmarks.plain import CPU, EAGER, best_of, each_image, forward, plain_sides
 from benchmarks.report import Row, machine, print_rows, write_rows
 from benchmarks.timing import interleaved
-from detector.batches import to_tensor
+from detector.batches import best_device, to_tensor
 from detector.bundle import MANIFEST, Bundle
-from detector.engines.choice import Choice, agreement_of, choose_engine, smooth_images
+from detector.engines.choice import FASTEST, Choice, agreement_of, choose_engine, smooth_images
+from detector.engines.cuda import CudaEngine
 from detector.engines.engine import Engine
 from detector.engines.kernel import KernelEngine
 from detector.engines.kernel_score import KernelScore
@@ -72,6 +75,7 @@ KEEP = 0.6
 VGG16 = ((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3)
 # Network -> side of its images, classes; bars of eager, best engine, batch 32.
 SIZES = {"resnet20": (32, 10), "resnet56": (32, 10), "resnet18": (224, 1000), "vgg16": (224, 1000)}
+PARTS = (*SIZES, "gpu", "curves")
 # Classes -> what the score reads. How much better the best other class explains a path is asked of every class: with a
 # thousand of them that costs more than it is worth.
 FEATURES = {10: "all", 1000: "bits+gates+margins"}
@@ -111,7 +115,7 @@ class Subject:
 
 
 def main(
-    only: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(SIZES)}, curves; may be given again.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(PARTS)}; may be given again.")] = None,
     threads: Annotated[int, typer.Option(help="Threads of one call.", min=1)] = 1,
     quick: Annotated[bool, typer.Option(help="Under a minute: ResNet-20 alone, without torch.compile.")] = False,
     json: Annotated[Path | None, typer.Option(help="File for the rows {figure, value, bar, met}.")] = None,
@@ -125,14 +129,19 @@ def main(
     """Measure and print."""
     torch.set_num_threads(threads)
     keep_freed_memory()
-    if unknown := set(only or ()) - {*SIZES, "curves"}:
-        raise typer.BadParameter(f"expected {', '.join(SIZES)} or curves, got {', '.join(sorted(unknown))}")
-    wanted = ["resnet20"] if quick else only or [*SIZES, "curves"]
+    if unknown := set(only or ()) - {*PARTS}:
+        raise typer.BadParameter(f"expected {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
+    wanted = ["resnet20"] if quick else only or PARTS
     kept = Kept(work, threads, anew, quick)
     rows: list[Row] = []
     for name in SIZES:
         found = kept.measured(name, partial(_measured_values, name, quick)) if name in wanted else None
         rows += _network_rows(name, None if found is None else Measured(**found))
+    has_gpu = "gpu" in wanted and torch.cuda.is_available()
+    on_gpu = torch.cuda.get_device_name() if has_gpu else "no NVIDIA GPU"
+    for name in SIZES:
+        found = kept.measured(f"{name}-gpu", partial(_measured_on_gpu, name), on_gpu) if has_gpu else None
+        rows += gpu.rows(name, found, (1, BATCH))
     points = None
     if "curves" in wanted and (bundle / MANIFEST).exists():
         start = Bundle(bundle)
@@ -154,7 +163,7 @@ def main(
             "operations left out, as published by their authors, and ours",
             _published(points, start.manifest.network.name),
         )
-    print_rows(f"keep ratio {KEEP}, {threads} thread(s), medians of interleaved repetitions", rows)
+    print_rows(f"keep ratio {KEEP}, {threads} thread(s), {on_gpu}, medians of interleaved repetitions", rows)
     if json is not None:
         write_rows(json, rows)
 
@@ -374,6 +383,21 @@ def _measure(name: str, quick: bool) -> Measured:
         at_most = _peak("plain", name)
         memory, served = _peak("ours", name) / at_most, _peak("served", name) / at_most
     return Measured(one, many, macs, float(evidence.path.bits.mean()), verdict, found.labels, memory, served)
+
+
+def _measured_on_gpu(name: str) -> dict[str, dict[str, float]]:
+    """Images, as text -> side -> seconds."""
+    subject, device = _subject(name), best_device()
+    asked = {gpu.SERVED: FASTEST, gpu.FUSED: CudaEngine.name, gpu.MASKED: MaskedEngine.name}
+    chosen = {
+        side: choose_engine(subject.network, subject.spec, subject.score, device, engine)
+        for side, engine in asked.items()
+    }
+    ours = {side: partial(_verdict, subject, made) for side, made in chosen.items() if asked[side] not in made.refused}
+    return {
+        str(batch): gpu.measure(subject.backbone, ours, smooth_images(subject.spec, batch, seed=8), device)
+        for batch in (1, BATCH)
+    }
 
 
 def _others(subject: Subject) -> Iterator[Engine]:

@@ -12,8 +12,12 @@ from detector.images import Pixels
 
 def to_tensor(pixels: Pixels, device: torch.device) -> Tensor:
     """`uint8` `(images, height, width, channels)` -> float in [0, 1], `(images, channels, height, width)`."""
-    tensor = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).to(device)
-    return tensor.permute(0, 3, 1, 2).contiguous().float().div_(255)
+    return scaled(torch.from_numpy(np.require(pixels, requirements=["C", "W"])).to(device))
+
+
+def scaled(pixels: Tensor) -> Tensor:
+    """The same of a tensor, where it lies."""
+    return pixels.permute(0, 3, 1, 2).contiguous().float().div_(255)
 
 
 def to_pixels(images: Tensor) -> Pixels:
@@ -30,8 +34,16 @@ def batches(images: ImageSet, batch: int, device: torch.device) -> Iterator[tupl
 
 
 def best_device() -> torch.device:
-    """The GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The GPU where there is one, else the CPU.
+
+    From then on a GPU convolves in full float32. By default cuDNN rounds what it multiplies to TensorFloat-32, whose 10
+    bits of fraction move gate logits by more than 1e-4: paths, and with them scores, would not be those of a CPU. Where
+    training takes bfloat16 it stays as fast as it was.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.backends.cudnn.allow_tf32 = False
+    return torch.device("cuda")
 
 
 def device_of(network: nn.Module) -> torch.device:

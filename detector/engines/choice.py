@@ -8,11 +8,13 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 
 from detector.engines.compaction import CheckedEngine, compacted
+from detector.engines.cuda import CudaEngine
 from detector.engines.engine import Answers, Engine
 from detector.engines.kernel import KernelEngine
 from detector.engines.masked import MaskedEngine
@@ -30,7 +32,8 @@ from detector.scoring.thresholds import Scores
 _log = logging.getLogger(__name__)
 
 FASTEST = "fastest"
-ENGINES = ("kernel", "onnx", "sliced", "masked")
+ENGINES = ("kernel", "onnx", "sliced", "cuda", "masked")
+_OF_PROGRAMS = ("kernel", "onnx", "sliced")
 BATCHES = (1, 8, 32)
 # Another engine is no gain unless it is faster by more than a clock on a busy machine can tell.
 _GAIN = 0.95
@@ -163,10 +166,10 @@ def choose_engine(
         network: the decoupled network, in evaluation mode.
         spec: the images that it takes.
         score: what turns a path into a score, for engines that can do so in the same call.
-        device: where torch engines run.
+        device: where the masked network runs, and on a GPU the engine `cuda`; the others run on the processor.
         wanted: a name of `ENGINES`, or `fastest`.
-        never_open: filters to do without until an image opens one, `(filters,)`; None for all filters. The masked
-            network keeps them all.
+        never_open: filters to do without until an image opens one, `(filters,)`; None for all filters. `masked` and
+            `cuda` keep them all.
 
     One that is asked for and is not installed, or cannot run the network, is replaced by the fastest of the others; the
     log and `Choice.refused` say so.
@@ -179,25 +182,21 @@ def choose_engine(
     masked = MaskedEngine(network, device)
     if wanted == "masked":
         return Choice({1: masked})
+    engines: dict[str, Engine] = {"masked": masked}
+    refused: dict[str, str] = {}
+    make: dict[str, Callable[[], Engine]] = {"cuda": lambda: CudaEngine(masked.network, spec, score)}
     try:
         program = program_of(masked.network, spec)  # what is folded already is not copied, but read by all engines
     except EngineError as error:
-        _log.warning("the masked network serves: %s", error)
-        return Choice({1: masked}, refused=dict.fromkeys(ENGINES[:-1], str(error)))
-    make: Mapping[str, Callable[[Program], Engine]] = {
-        "kernel": lambda program: KernelEngine(program, score, torch.get_num_threads()),
-        "onnx": lambda program: OnnxEngine(program, score, torch.get_num_threads()),
-        "sliced": SlicedEngine,
-    }
-    engines: dict[str, Engine] = {"masked": masked}
-    refused: dict[str, str] = {}
+        _log.warning("no engine that skips is there: %s", error)
+        refused = dict.fromkeys(_OF_PROGRAMS, str(error))
+    else:
+        make |= {name: partial(_made, name, program, score, never_open) for name in _OF_PROGRAMS}
     images = smooth_images(spec, max(BATCHES))
     expected = masked.answer(images[:4]).evidence
     for name in sorted(make, key=lambda name: name != wanted):
         try:
-            made = make[name](program)
-            if never_open is not None:
-                made = CheckedEngine(make[name](compacted(program, never_open)), never_open, made)
+            made = make[name]()
             answers = made.answer(images[:4])
             found = agreement_of(answers.evidence, expected)
             wrong = 0.0
@@ -218,7 +217,22 @@ def choose_engine(
             )
         if name == wanted:
             _log.warning("engine %s was asked for, another serves: %s", name, refused[name])
+    if len(engines) == 1:
+        return Choice({1: masked}, refused=refused)
     return _fastest(engines, images, refused, _HOPELESS if device.type == "cpu" else np.inf).uncounted()
+
+
+def _made(name: str, program: Program, score: LinearScore | None, never_open: Bits | None) -> Engine:
+    threads = torch.get_num_threads()
+    make: Mapping[str, Callable[[Program], Engine]] = {
+        "kernel": lambda program: KernelEngine(program, score, threads),
+        "onnx": lambda program: OnnxEngine(program, score, threads),
+        "sliced": SlicedEngine,
+    }
+    made = make[name](program)
+    if never_open is None:
+        return made
+    return CheckedEngine(make[name](compacted(program, never_open)), never_open, made)
 
 
 def score_error(found: Scores, expected: Scores) -> float:
