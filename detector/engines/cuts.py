@@ -1,7 +1,8 @@
-"""What a path leaves of a layer: the gate's word on one image, and the weights of open filters for open channels.
+"""What a path leaves of a layer: the gate's word on one image, the weights of open filters for open channels, and sums
+of maps that hold open channels alone.
 
-Both are a few microseconds of arithmetic, which a dozen calls into NumPy cost many times over: where the compiled
-library is built it does each in one call, and NumPy elsewhere.
+Each is a few microseconds of arithmetic, which a dozen calls into NumPy or torch cost many times over: where the
+compiled library is built it does each in one call, and they elsewhere.
 """
 
 import ctypes
@@ -36,6 +37,20 @@ class Cut(Protocol):
         """Weights and biases of the filters `made` for the channels `read`, each by its numbers; None for all."""
 
 
+class Sum(Protocol):
+    """The sum of two maps, activated or not."""
+
+    def __call__(self, one: Tensor, one_open: Tensor | None, other: Tensor, other_open: Tensor | None) -> Tensor:
+        """All channels, `(1, channels, height, width)`, in memory of its own.
+
+        Args:
+            one: open channels, `(1, open, height, width)`.
+            one_open: their numbers, ascending, `int64`; None for all.
+            other: open channels of another map.
+            other_open: likewise.
+        """
+
+
 def gate_of(step: Step, compiled: bool = True) -> Gate:
     """The gate of a step.
 
@@ -54,6 +69,17 @@ def cut_of(step: Step, compiled: bool = True) -> Cut:
         compiled: as for `gate_of`.
     """
     return _CompiledCut(step) if compiled and _has_library() else _NumpyCut(step)
+
+
+def sum_of(channels: int, relu: bool, compiled: bool = True) -> Sum:
+    """The sum of two maps of so many channels.
+
+    Args:
+        channels: of each, open and closed.
+        relu: whether negative sums become zero.
+        compiled: as for `gate_of`.
+    """
+    return _CompiledSum(channels, relu) if compiled and _has_library() else _TorchSum(channels, relu)
 
 
 def _has_library() -> bool:
@@ -107,6 +133,23 @@ class _CompiledCut:
         return weights, biases
 
 
+class _CompiledSum:
+    def __init__(self, channels: int, relu: bool) -> None:
+        self._call = library().pathguard_sum
+        self._channels, self._relu = channels, relu
+
+    def __call__(self, one: Tensor, one_open: Tensor | None, other: Tensor, other_open: Tensor | None) -> Tensor:
+        one, other = one.contiguous(), other.contiguous()
+        _, ones, height, width = one.shape
+        summed = torch.empty(1, self._channels, height, width)
+        self._call(
+            one.data_ptr(), None if one_open is None else one_open.data_ptr(), ones,
+            other.data_ptr(), None if other_open is None else other_open.data_ptr(), other.shape[1],
+            self._channels, height * width, self._relu, summed.data_ptr(),
+        )  # fmt: skip
+        return summed
+
+
 class _NumpyGate:
     def __init__(self, step: Step) -> None:
         self._arrays = step.arrays
@@ -140,6 +183,31 @@ class _NumpyCut:
             pairs = rows[:, None] * channels + read.numpy()
             taken = self._weights.reshape(filters * channels, *window).take(pairs, axis=0)
         return torch.from_numpy(taken), torch.from_numpy(self._biases.take(rows))
+
+
+class _TorchSum:
+    def __init__(self, channels: int, relu: bool) -> None:
+        self._channels, self._relu = channels, relu
+
+    def __call__(self, one: Tensor, one_open: Tensor | None, other: Tensor, other_open: Tensor | None) -> Tensor:
+        if one_open is None:
+            one, one_open, other, other_open = other, other_open, one, None
+        whole = other if other_open is None else with_closed(other, other_open, self._channels)
+        summed = whole + one if one_open is None else torch.index_add(whole, 1, one_open, one)
+        return summed.relu_() if self._relu else summed
+
+
+def with_closed(tensor: Tensor, opened: Tensor | None, channels: int) -> Tensor:
+    """A map of so many channels with zeros in the place of closed ones.
+
+    Args:
+        tensor: its open channels, `(1, open, height, width)`.
+        opened: their numbers, `int64`; None for all.
+        channels: open and closed.
+    """
+    if opened is None:
+        return tensor
+    return tensor.new_zeros(1, channels, *tensor.shape[2:]).index_copy_(1, opened, tensor)
 
 
 def _tensors(step: Step) -> tuple[Tensor, Tensor]:

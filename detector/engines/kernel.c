@@ -356,6 +356,27 @@ void pathguard_cut(const struct step *step, int32_t channels, const int64_t *rea
     }
 }
 
+/* For the same engine: the sum of two maps of `channels` channels of `size` pixels, which hold the channels numbered
+ * `one_read` and `other_read`, in ascending order, alone; null for all. The sum holds all. */
+void pathguard_sum(const float *one, const int64_t *one_read, int32_t ones, const float *other,
+                   const int64_t *other_read, int32_t others, int32_t channels, int64_t size, int32_t relu, float *sum)
+{
+    int32_t i = 0, j = 0;
+    for (int c = 0; c < channels; c++, sum += size) {
+        const float *a = i < ones && (!one_read || one_read[i] == c) ? one + size * i++ : NULL;
+        const float *b = j < others && (!other_read || other_read[j] == c) ? other + size * j++ : NULL;
+        if (!a) {
+            a = b;
+            b = NULL;
+        }
+        if (!a) memset(sum, 0, 4 * size);
+        else if (b && relu) for (int64_t p = 0; p < size; p++) sum[p] = a[p] + b[p] > 0 ? a[p] + b[p] : 0;
+        else if (b) for (int64_t p = 0; p < size; p++) sum[p] = a[p] + b[p];
+        else if (relu) for (int64_t p = 0; p < size; p++) sum[p] = a[p] > 0 ? a[p] : 0;
+        else memcpy(sum, a, 4 * size);
+    }
+}
+
 static void pool(const struct state *s, const struct step *step)
 {
     const struct map *in = map_of(s, step->in), *out = map_of(s, step->out);

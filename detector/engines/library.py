@@ -134,5 +134,10 @@ def library() -> Any:
         ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p, ctypes.c_int32,
         *[ctypes.c_void_p] * 2,
     ]  # fmt: skip
+    loaded.pathguard_sum.restype = None
+    loaded.pathguard_sum.argtypes = [
+        ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32,
+        ctypes.c_int32, ctypes.c_int64, ctypes.c_int32, ctypes.c_void_p,
+    ]  # fmt: skip
     loaded.pathguard_use(None)
     return loaded

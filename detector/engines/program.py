@@ -227,6 +227,7 @@ class _Lowering:
             user = _only_user(chain[-1])
         if user is not None and user.target in _ADDS and len(user.args) == 2 and not user.kwargs:
             operand: Any = user.args[1] if user.args[0] is chain[-1] else user.args[0]
+            self._lower_shortcut(operand)
             if isinstance(operand, fx.Node) and operand in self._of and shape_of(operand) == shape_of(user):
                 other = self._of[operand]
                 chain.append(user)
@@ -245,6 +246,14 @@ class _Lowering:
         )  # fmt: skip
         for part in chain:
             self._of[part] = step.out
+
+    def _lower_shortcut(self, node: object) -> None:
+        """What a convolution's sum adds, where it is a view of a map that is there, padded perhaps, comes before it."""
+        early = isinstance(node, fx.Node) and node not in self._of and node.target in (operator.getitem, F.pad)
+        if isinstance(node, fx.Node) and early and "tensor_meta" in node.meta:
+            self._lower_shortcut(node.args[0])
+            if node.args[0] in self._of:
+                self._lower(node)
 
     def _gate(self, node: fx.Node) -> int:
         index = int(str(node.target).removeprefix("gates."))

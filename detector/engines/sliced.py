@@ -1,8 +1,8 @@
 """Skipping in torch eager: for each image, weights cut down to what its path leaves, given to the stock convolution.
 
 Feature maps hold open channels only, so that nothing is read or copied for closed ones. What costs time at one small
-image is the number of calls into torch: gates and cuts are computed beside it (see `detector.engines.cuts`), and what
-a step needs is looked up when the engine is made.
+image is the number of calls into torch: gates, cuts and sums are computed beside it (see `detector.engines.cuts`), and
+what a step needs is looked up when the engine is made.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from detector.batches import to_tensor
 from detector.engines import program as kinds
-from detector.engines.cuts import cut_of, gate_of
+from detector.engines.cuts import cut_of, gate_of, sum_of, with_closed
 from detector.engines.engine import Answers
 from detector.engines.program import FeatureMap, Program, Step
 from detector.images import Pixels
@@ -75,31 +75,51 @@ _CPU = torch.device("cpu")
 
 
 def _step(step: Step, program: Program, compiled: bool) -> Callable[[_Image], None]:
-    if step.kind == kinds.GATE:
-        gate, first, source = gate_of(step, compiled), step.numbers["gate"], step.input
-
-        def decide(image: _Image) -> None:
-            value = image.values[source]
-            image.opened[first] = gate(value.tensor, value.open, image.gate_logits)
-
-        return decide
-    if step.kind == kinds.CONVOLVE:
-        return _convolution(step, compiled)
+    before, after = program.maps[step.input], program.maps[step.out]
+    match step.kind:
+        case kinds.GATE:
+            return _gate(step, compiled)
+        case kinds.CONVOLVE:
+            return _convolution(step, compiled, _read_by_max_pool_alone(step.out, program))
+        case kinds.ADD:
+            return _addition(step, before.channels, compiled)
+        case kinds.AFFINE:
+            return _affine(step, before)
     tensors = {name: torch.from_numpy(array) for name, array in step.arrays.items()}
-    return partial(_run_other, step, tensors, program.maps[step.input], program.maps[step.out])
+    return partial(_run_other, step, tensors, before, after)
 
 
-def _convolution(step: Step, compiled: bool) -> Callable[[_Image], None]:
+def _read_by_max_pool_alone(number: int, program: Program) -> bool:
+    readers = [step.kind for step in program.steps if number in (step.input, step.other)]
+    return bool(readers) and set(readers) == {kinds.MAX_POOL}
+
+
+def _gate(step: Step, compiled: bool) -> Callable[[_Image], None]:
+    gate, first, source = gate_of(step, compiled), step.numbers["gate"], step.input
+
+    def decide(image: _Image) -> None:
+        value = image.values[source]
+        image.opened[first] = gate(value.tensor, value.open, image.gate_logits)
+
+    return decide
+
+
+def _convolution(step: Step, compiled: bool, channels_last: bool) -> Callable[[_Image], None]:
     cut, kept, filters = cut_of(step, compiled), step.arrays.get("kept"), len(step.arrays["biases"])
     first, stride, padding = (step.numbers[name] for name in ("gate", "stride", "padding"))
-    relu_before, relu_after = step.numbers["relu_before"], step.numbers["relu_after"]
+    relu_before = step.numbers["relu_before"]
+    add = sum_of(filters, bool(step.numbers["relu_after"]), compiled) if step.other >= 0 else None
+    whole: tuple[Tensor, Tensor] | None = None
+    if channels_last and first < 0:  # as its weights lie, so does what it makes
+        weights, biases = cut(None, None)
+        whole = weights.contiguous(memory_format=torch.channels_last), biases
 
     def convolve(image: _Image) -> None:
         tensor, read = image.values[step.input]
         made = image.opened[first] if first >= 0 else None
         if made is not None and kept is not None:
             made = _among(made, kept)
-        weights, biases = cut(read, made)
+        weights, biases = whole if whole is not None and read is None else cut(read, made)
         if made is not None and not made.numel():
             out = tensor.new_zeros(1, 0, *_size_after(step.numbers, tensor))
         elif read is not None and not read.numel():
@@ -108,12 +128,10 @@ def _convolution(step: Step, compiled: bool) -> Callable[[_Image], None]:
             out = torch.conv2d(tensor, weights, biases, stride, padding)
         if relu_before:
             out.relu_()
-        value = _Value(out, made)
-        if step.other >= 0:
-            value = _sum(value, image.values[step.other], filters)
-            if relu_after:
-                value.tensor.relu_()
-        image.values[step.out] = value
+        if add is None:
+            image.values[step.out] = _Value(out, made)
+        else:
+            image.values[step.out] = _Value(add(out, made, *image.values[step.other]), None)
 
     return convolve
 
@@ -123,23 +141,24 @@ def _among(made: Tensor, kept: npt.NDArray[np.int32]) -> Tensor:
     return torch.from_numpy(np.flatnonzero(np.isin(kept, made.numpy())))
 
 
-def _sum(one: _Value, other: _Value, channels: int) -> _Value:
-    """The sum of both, in memory of its own or of `one`."""
-    if one.open is None and other.open is None:
-        return _Value(one.tensor.add_(other.tensor), None)
-    if one.open is None:
-        assert other.open is not None
-        return _Value(one.tensor.index_add_(1, other.open, other.tensor), None)
-    whole = other.tensor if other.open is None else _whole(other, channels).tensor
-    return _Value(torch.index_add(whole, 1, one.open, one.tensor), None)
+def _addition(step: Step, channels: int, compiled: bool) -> Callable[[_Image], None]:
+    add = sum_of(channels, bool(step.numbers["relu_after"]), compiled)
+
+    def run(image: _Image) -> None:
+        image.values[step.out] = _Value(add(*image.values[step.input], *image.values[step.other]), None)
+
+    return run
 
 
-def _whole(value: _Value, channels: int) -> _Value:
-    """With zeros in the place of closed channels."""
-    if value.open is None:
-        return value
-    zeros = value.tensor.new_zeros(1, channels, *value.tensor.shape[2:])
-    return _Value(zeros.index_copy_(1, value.open, value.tensor), None)
+def _affine(step: Step, before: FeatureMap) -> Callable[[_Image], None]:
+    scale, shift = (torch.from_numpy(step.arrays[name])[None, :, None, None] for name in ("weights", "biases"))
+
+    def run(image: _Image) -> None:
+        value = image.values[step.input]
+        whole = with_closed(value.tensor, value.open, before.channels)
+        image.values[step.out] = _Value(torch.addcmul(shift, whole, scale), None)
+
+    return run
 
 
 def _run_other(step: Step, tensors: Mapping[str, Tensor], before: FeatureMap, after: FeatureMap, image: _Image) -> None:
@@ -166,7 +185,10 @@ def _other(
         case kinds.SUBSAMPLE:
             return _Value(tensor[:, :, :: numbers["stride"], :: numbers["stride"]], value.open)
         case kinds.MAX_POOL:
-            return _Value(F.max_pool2d(tensor, numbers["kernel_h"], numbers["stride"], numbers["padding"]), value.open)
+            # Torch takes the maximum of many channels at a time, but of one pixel after the other.
+            last = tensor.contiguous(memory_format=torch.channels_last)
+            pooled = F.max_pool2d(last, numbers["kernel_h"], numbers["stride"], numbers["padding"])
+            return _Value(pooled.contiguous(), value.open)
         case kinds.MEAN_POOL:
             counted = bool(numbers.get("count_padding", 0))
             pooled = F.avg_pool2d(
@@ -175,23 +197,21 @@ def _other(
             return _Value(pooled, value.open)
     whole = _whole(value, before.channels).tensor
     match step.kind:
-        case kinds.AFFINE:
-            scale, shift = (tensors[name][None, :, None, None] for name in ("weights", "biases"))
-            return _Value(torch.addcmul(shift, whole, scale), None)
         case kinds.LINEAR:
             made = F.linear(whole.flatten(1), tensors["weights"], tensors["biases"])
             return _Value((made.relu_() if numbers["relu_after"] else made)[:, :, None, None], None)
         case kinds.PAD_CHANNELS:
             behind = after.channels - before.channels - numbers["hidden"]
             return _Value(F.pad(whole, (0, 0, 0, 0, numbers["hidden"], behind)), None)
-        case kinds.CONCATENATE:
+        case _:  # CONCATENATE
             assert other is not None
             more = _whole(other, after.channels - before.channels).tensor
             return _Value(torch.cat([whole, more], dim=1), None)
-        case _:  # ADD
-            assert other is not None
-            summed = _sum(_Value(whole.clone(), None), other, after.channels)
-            return _Value(summed.tensor.relu_() if numbers["relu_after"] else summed.tensor, None)
+
+
+def _whole(value: _Value, channels: int) -> _Value:
+    """With zeros in the place of closed channels."""
+    return _Value(with_closed(value.tensor, value.open, channels), None)
 
 
 def _size_after(numbers: Mapping[str, int], tensor: Tensor) -> tuple[int, int]:

@@ -241,6 +241,15 @@ def test_taking_the_mean_off_and_dividing_is_one_step():
     np.testing.assert_allclose(image * both.arrays["weights"] + both.arrays["biases"], [1, 0.6, 1 / 3], rtol=1e-5)
 
 
+def test_a_shortcut_that_is_cut_and_padded_is_added_by_the_convolution_before_the_sum():
+    spec = ImageSpec(8, 8, 1)
+
+    found = [step.kind for step in program_of(decouple(build_network("resnet8", 1, 4)), spec).steps]
+
+    assert found.count(program.PAD_CHANNELS) == 2
+    assert program.ADD not in found
+
+
 @pytest.mark.parametrize(
     "end",
     [
