@@ -66,7 +66,7 @@ def serve(
     engine: Annotated[
         str | None,
         typer.Option(
-            help=f"What runs the networks: kernel, onnx, sliced or masked (default: the fastest, measured when a "
+            help=f"What runs the networks: kernel, onnx, sliced, cuda or masked (default: the fastest, measured when a "
             f"bundle is loaded; {PREFIX}ENGINE)."
         ),
     ] = None,
