@@ -26,7 +26,7 @@ from detector.paths.features import PathFeatures
 from detector.paths.likelihoods import Arrays
 from detector.scoring.classifier import FalseAlarmClassifier
 from detector.scoring.compiled_score import Score, compile_score
-from detector.scoring.sums import weighted_sums
+from detector.scoring.sums import TorchSums, weighted_sums
 
 Features = Callable[[Tensor, Tensor], Tensor]
 EPOCHS, WIDTH = 60, 128  # of an imitation
@@ -175,14 +175,8 @@ def surrogate_of(classifier: FalseAlarmClassifier, versions: Callable[[], Versio
     sums = weighted_sums(classifier.estimator_)
     if sums is None:
         return imitate(compile_score(classifier), versions(), seed)
-    weights, offsets, benign = torch.from_numpy(sums.weights), torch.from_numpy(sums.offsets), sums.benign
-
-    def score(rows: Tensor) -> Tensor:
-        totals = rows.double() @ weights.to(rows.device) + offsets.to(rows.device)
-        against = torch.cat([torch.zeros_like(totals[:, :1]), totals[:, :benign]], dim=1)
-        return totals[:, benign:].logsumexp(dim=1) - against.logsumexp(dim=1)
-
-    return Surrogate(score, True, 1.0, 0)
+    exact = TorchSums(sums)
+    return Surrogate(lambda rows: exact.to(rows.device)(rows), True, 1.0, 0)
 
 
 def imitate(

@@ -27,6 +27,7 @@ from detector.network.decouple import GatedNet
 from detector.paths.encoder import Evidence
 from detector.paths.path_encoding import PathEncoding
 from detector.scoring.compiled_score import LinearScore
+from detector.scoring.sums import TorchSums
 
 _log = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ class CudaEngine:
         if record is cuda_graph and device.type != "cuda":
             raise EngineError(f"expected a network on an NVIDIA GPU, got one on {device}")
         self._layers = network.layers
-        self._scored = score is not None and score.weights.keys() <= _Answer.KINDS
+        self._scored = score is not None and _Answer.KINDS.issuperset(score.features.kinds)
         answer = _Answer(network, score if self._scored else None).to(device)
         buffers = [_Buffer.of(images, spec, device) for images in SIZES]
         with _RECORDING, torch.no_grad():
@@ -143,21 +144,19 @@ class _Answer(nn.Module):
     def __init__(self, network: GatedNet, score: LinearScore | None) -> None:
         super().__init__()
         self.network = network
-        self.offset = 0.0 if score is None else score.offset
-        self.kinds: tuple[str, ...] = () if score is None else tuple(score.weights)
-        for kind, weights in ({} if score is None else score.weights).items():
-            self.register_buffer(kind, torch.from_numpy(weights))
+        self.kinds = () if score is None else tuple(score.features.kinds)
+        self.score = None if score is None else TorchSums(score.sums)
 
     def forward(self, pixels: Tensor) -> Outputs:
         """`uint8` `(images, height, width, channels)` -> `float32` `(images, ...)`; scores `float64`, `(images,)`."""
         class_logits, readings = self.network.trace(scaled(pixels))
         gate_logits = torch.cat([reading.logits for reading in readings.values()], dim=1)
-        if not self.kinds:
+        if self.score is None:
             return class_logits, gate_logits
         columns = {"bits": gate_logits > 0, "gates": gate_logits, "margins": _margins(class_logits)}
         # In float64, as scikit-learn sums.
-        parts = [columns[kind].double() @ self.get_buffer(kind) for kind in self.kinds]
-        return class_logits, gate_logits, torch.stack(parts).sum(dim=0) + self.offset
+        rows = torch.cat([columns[kind].double() for kind in self.kinds], dim=1)
+        return class_logits, gate_logits, self.score(rows)
 
 
 def _margins(class_logits: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ struct program {
 };
 
 /* Counted up where a struct or an argument changes its meaning; as in detector/engines/library.py. */
-#define VERSION 3
+#define VERSION 4
 
 /* What Python is held against before it calls: VERSION, then the sizes of map, step, score and program. */
 const int64_t *pathguard_layout(void)

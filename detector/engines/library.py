@@ -16,7 +16,7 @@ from detector.errors import EngineError
 
 LIBRARY = "detector.engines._kernel"
 # As in kernel.c.
-VERSION = 3
+VERSION = 4
 
 
 class MapLayout(ctypes.Structure):

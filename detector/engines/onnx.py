@@ -49,7 +49,7 @@ class OnnxEngine:
             ) from None
         except Exception as error:
             raise _broken(error) from error
-        in_graph = score is not None and score.weights.keys() <= {"bits", "gates", "margins"}
+        in_graph = score is not None and {"bits", "gates", "margins"}.issuperset(score.features.kinds)
         content = onnx_graph(program, score if in_graph else None)
         try:
             options = onnxruntime.SessionOptions()

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from sklearn.base import BaseEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
 
 from detector.scoring.thresholds import Scores
 
@@ -50,6 +52,23 @@ def odds_of_sums(sums: Doubles, benign: int) -> Scores:
     """
     scores: Scores = np.logaddexp.reduce(sums[:, benign:], axis=1)
     return scores - np.logaddexp.reduce(sums[:, :benign], axis=1, initial=0.0) if benign else scores
+
+
+class TorchSums(nn.Module):
+    """`WeightedSums.score` of tensors, with a gradient."""
+
+    def __init__(self, sums: WeightedSums) -> None:
+        """The same sums, on the processor until it is moved."""
+        super().__init__()
+        self.benign = sums.benign
+        self.register_buffer("weights", torch.from_numpy(sums.weights))
+        self.register_buffer("offsets", torch.from_numpy(sums.offsets))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Rows `(images, columns)` -> scores, `float64`, `(images,)`."""
+        sums = rows.double() @ self.get_buffer("weights") + self.get_buffer("offsets")
+        against = torch.cat([torch.zeros_like(sums[:, :1]), sums[:, : self.benign]], dim=1)
+        return sums[:, self.benign :].logsumexp(dim=1) - against.logsumexp(dim=1)
 
 
 def weighted_sums(estimator: BaseEstimator) -> WeightedSums | None:
