@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.connection import same_place
+from cluster.packing import AnswerPacking, unpacked_pixels
 
 if TYPE_CHECKING:  # a replica's own process does without torch
     import numpy as np
     import numpy.typing as npt
 
     from detector.images import ImageSpec, Pixels
-    from detector.scoring.detections import Detections
 
 # An actor that died fails at once; one that computes is not waited for.
 _LOOK_SECONDS = 0.1
@@ -49,10 +49,13 @@ class ModelHost:
 
         from detector.bundle import Bundle
         from detector.engines.choice import FASTEST
+        from detector.memory import keep_freed_memory
         from detector.scoring.detector import Detector
 
+        keep_freed_memory()  # as the server does where the model runs in its own process
         torch.set_num_threads(1)
         self._detector = Detector(Bundle(Path(folder), trusted), name, engine or FASTEST)
+        self._packing = AnswerPacking(len(self._detector.class_names), self._detector.layers)
 
     def facts(self) -> Facts:
         """What does not change."""
@@ -62,10 +65,11 @@ class ModelHost:
             made.max_false_alarm_rate, made.calibration_images, made.restores, made.engine,
         )  # fmt: skip
 
-    def detect(self, pixels: "Pixels") -> "tuple[Detections, int]":
-        """As `Detector.detect`, and how many images took the whole network."""
+    def detect(self, packed: bytes) -> bytes:
+        """As `Detector.detect`, of what `packed_pixels` gives; for `AnswerPacking.unpacked`."""
         before = self._detector.answered_in_full
-        return self._detector.detect(pixels), self._detector.answered_in_full - before
+        detections = self._detector.detect(unpacked_pixels(packed))
+        return self._packing.packed(detections, self._detector.answered_in_full - before)
 
     def restore(
         self, pixels: "Pixels", probabilities: "npt.NDArray[np.float32]", p_values: "npt.NDArray[np.float64]"

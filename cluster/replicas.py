@@ -23,6 +23,7 @@ import numpy.typing as npt
 from cluster.connection import connected
 from cluster.errors import ClusterError
 from cluster.leases import TERM_SECONDS, Lease, Leases
+from cluster.packing import AnswerPacking, packed_pixels
 from cluster.ray_workers import free_processors
 from cluster.replica import Facts, Replica
 from detector.errors import DetectorError
@@ -99,6 +100,7 @@ class ReplicatedModel:
         self.spec, self.class_names, self.layers = facts.spec, facts.class_names, facts.layers
         self.max_false_alarm_rate, self.calibration_images = facts.max_false_alarm_rate, facts.calibration_images
         self.restores = facts.restores
+        self._packing = AnswerPacking(len(facts.class_names), facts.layers)
         self.engine = f"{facts.engine} in {replicas.least} to {replicas.most} replicas"
 
     def detect(self, pixels: Pixels) -> Detections:
@@ -108,8 +110,7 @@ class ReplicatedModel:
             ExpiredError: nobody waits for the answers any more.
             UnavailableError: two replicas died of it, one after the other.
         """
-        detections: Detections
-        detections, in_full = self._ask("detect", pixels)
+        detections, in_full = self._packing.unpacked(self._ask("detect", packed_pixels(pixels)))
         if in_full:
             with self._lock:
                 self.answered_in_full += in_full
@@ -221,6 +222,7 @@ class ReplicaSource:
             + 1,  # leases are never refused: one that ends overlaps a new one
             ray_actor_options={"num_cpus": 1},
             health_check_period_s=_HEALTH_SECONDS,
+            graceful_shutdown_wait_loop_s=TERM_SECONDS,  # how often it looks whether its last lease has ended
             logging_config={"enable_access_log": False},
             autoscaling_config={
                 "min_replicas": self.replicas.least,

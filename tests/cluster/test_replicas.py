@@ -1,15 +1,18 @@
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cluster import replicas
+from cluster import ray_workers, replicas
 from cluster.errors import ClusterError
 from cluster.leases import Lease, Leases
-from cluster.replicas import Replicas, ReplicatedModel, replicated
+from cluster.packing import AnswerPacking
+from cluster.replicas import Replicas, ReplicaSource, ReplicatedModel, replicated
 from detector.bundle import Bundle
 from detector.scoring.detector import Detector
 from pathguard import Client
@@ -91,15 +94,22 @@ def died():
     return pytest.importorskip("ray", reason=WITHOUT_RAY).exceptions.ActorDiedError()
 
 
+@pytest.fixture
+def answered(fitted_bundle):
+    """Answers to `ONE` as they come from a replica, of which so many took the whole network."""
+    detector = Detector(Bundle(fitted_bundle.folder), engine="masked")
+    packing = AnswerPacking(len(detector.class_names), detector.layers)
+    return lambda in_full=0: packing.packed(detector.detect(ONE), in_full)
+
+
 ONE = np.zeros((1, 8, 8, 1), np.uint8)
 
 
 @pytest.mark.ray
-def test_a_batch_whose_replica_died_is_given_to_another_once(model_of, died):
-    answer = object()
-    model = model_of(Actor(died), Actor((answer, 3)))
+def test_a_batch_whose_replica_died_is_given_to_another_once(model_of, died, answered):
+    model = model_of(Actor(died), Actor(answered(in_full=3)))
 
-    assert model.detect(ONE) is answer
+    assert len(model.detect(ONE).labels) == 1
     assert model.answered_in_full == 3
 
 
@@ -114,21 +124,21 @@ def test_a_batch_that_two_replicas_died_of_is_not_given_to_a_third(model_of, die
 
 
 @pytest.mark.ray
-def test_a_dead_actor_that_is_lent_again_costs_no_second_try(model_of, died):
-    answer, dead = object(), Actor(died)
-    model = model_of(dead, dead, dead, Actor((answer, 0)))
+def test_a_dead_actor_that_is_lent_again_costs_no_second_try(model_of, died, answered):
+    dead = Actor(died)
+    model = model_of(dead, dead, dead, Actor(answered()))
 
-    assert model.detect(ONE) is answer
+    assert len(model.detect(ONE).labels) == 1
 
 
 @pytest.mark.ray
-def test_a_replica_out_of_reach_is_asked_again_until_another_is_chosen(model_of):
+def test_a_replica_out_of_reach_is_asked_again_until_another_is_chosen(model_of, answered):
     from ray.exceptions import ActorUnavailableError
 
-    away, answer = ActorUnavailableError("out of reach", None), object()
-    model = model_of(*[Actor(away) for _ in range(3)], Actor((answer, 0)))
+    away = ActorUnavailableError("out of reach", None)
+    model = model_of(*[Actor(away) for _ in range(3)], Actor(answered()))
 
-    assert model.detect(ONE) is answer
+    assert len(model.detect(ONE).labels) == 1
 
 
 @pytest.mark.ray
@@ -150,6 +160,31 @@ def test_a_batch_that_nobody_waits_for_is_taken_back_from_its_replica(model_of, 
     assert busy.answers == ["too late"]
 
 
+@pytest.fixture(scope="module")
+def serving(cluster_address):
+    """Ray Serve on the cluster, for all tests that need it."""
+    with replicated(cluster_address, Replicas(2, 2)):
+        yield
+
+
+@pytest.fixture
+def source_of(cluster_address, serving):
+    """Makes sources of models with so many replicas, which end with the test."""
+    from ray import serve
+
+    made = []
+
+    def make(least, most):
+        made.append(ReplicaSource(cluster_address, Replicas(least, most), None, "masked"))
+        return made[-1]
+
+    yield make
+    for source in made:
+        source.close()
+    for name in serve.status().applications:
+        serve.delete(name)
+
+
 def replica_actors():
     import ray
 
@@ -167,6 +202,11 @@ def running():
     return application.deployments["model"].replica_states.get("RUNNING", 0)
 
 
+def two_after_two_at_once(model, callers):
+    assert [len(answer.labels) for answer in callers.map(model.detect, [ONE, ONE])] == [1, 1]
+    return running() == 2
+
+
 def until(told):
     return any(told() or time.sleep(0.1) for _ in range(1200))
 
@@ -174,12 +214,12 @@ def until(told):
 @pytest.mark.ray
 @pytest.mark.filterwarnings("default")
 @pytest.mark.timeout(600)
-def test_a_killed_replica_loses_no_accepted_call(cluster_address, fitted_bundle, digits):
+def test_a_killed_replica_loses_no_accepted_call(source_of, fitted_bundle, digits):
     import ray
 
     images = digits.test.pixels(slice(0, 40))
     expected = Detector(Bundle(fitted_bundle.folder), engine="masked").detect(images)
-    loaded = []
+    source, loaded = source_of(2, 2), []
 
     def a_replica():
         return replica_actors()[0]
@@ -192,82 +232,65 @@ def test_a_killed_replica_loses_no_accepted_call(cluster_address, fitted_bundle,
         loaded.append(source.load(*of))
         return loaded[-1]
 
-    with replicated(cluster_address, Replicas(2, 2), engine="masked") as source:
-        models = ModelSource(BundleFolders([fitted_bundle.folder]), load, source.replicas.most)
-        with running_server(models, ServiceConfig(port=0)) as target, Client(target) as client:
-            for victim in (a_replica, an_actor_of_the_model):
-                assert until(lambda: running() == 2)  # the one that was killed before has been replaced
-                begun = threading.Event()
+    models = ModelSource(BundleFolders([fitted_bundle.folder]), load, source.replicas.most)
+    with running_server(models, ServiceConfig(port=0)) as target, Client(target) as client:
+        for victim in (a_replica, an_actor_of_the_model):
+            assert until(lambda: running() == 2)  # the one that was killed before has been replaced
+            begun = threading.Event()
 
-                def ask(place, begun=begun):
-                    if place == 10:
-                        begun.set()
-                    return client.detect([images[place % 40]], timeout_seconds=60)[0]
+            def ask(place, begun=begun):
+                if place == 10:
+                    begun.set()
+                return client.detect([images[place % 40]], timeout_seconds=60)[0]
 
-                with ThreadPoolExecutor(4) as callers:
-                    calls = [callers.submit(ask, place) for place in range(120)]
-                    assert begun.wait(60)
-                    ray.kill(victim())
-                    results = [call.result() for call in calls]
+            with ThreadPoolExecutor(4) as callers:
+                calls = [callers.submit(ask, place) for place in range(120)]
+                assert begun.wait(60)
+                ray.kill(victim())
+                results = [call.result() for call in calls]
 
-                assert [result.label for result in results] == [int(expected.labels[n % 40]) for n in range(120)]
-                assert [result.p_value for result in results] == [float(expected.p_values[n % 40]) for n in range(120)]
-
-    too_many = replicated(cluster_address, Replicas(3, 3))
-    with pytest.raises(ClusterError, match="expected 3 free processors on the cluster .*, got [0-2] of 2"), too_many:
-        pass
+            assert [result.label for result in results] == [int(expected.labels[n % 40]) for n in range(120)]
+            assert [result.p_value for result in results] == [float(expected.p_values[n % 40]) for n in range(120)]
 
 
 @pytest.mark.ray
 @pytest.mark.filterwarnings("default")
 @pytest.mark.timeout(600)
-def test_replicas_come_with_load_and_go_after_it(cluster_address, fitted_bundle, monkeypatch):
-    monkeypatch.setattr(replicas, "_UP_SECONDS", 0.5)
-    monkeypatch.setattr(replicas, "_DOWN_SECONDS", 1.0)
-    over = threading.Event()
-
-    with replicated(cluster_address, Replicas(1, 2), engine="masked") as source:
-        model = source.load(FoundVersion("1", fitted_bundle.folder, ()), "digits")
-
-        def ask():
-            while not over.is_set():
-                assert len(model.detect(ONE).labels) == 1
-
-        assert running() == 1
-        with ThreadPoolExecutor(2) as callers:
-            calls = [callers.submit(ask) for _ in range(2)]
-            grown = until(lambda: running() == 2)
-            over.set()
-            for call in calls:
-                call.result()
-        assert grown
-        assert until(lambda: running() == 1)
-        assert len(model.detect(ONE).labels) == 1
-
-
-@pytest.mark.ray
-@pytest.mark.filterwarnings("default")
-@pytest.mark.timeout(600)
-def test_a_new_version_is_warm_before_the_old_one_ends(cluster_address, fitted_bundle, decoupled_bundle):
+def test_replicas_come_with_load_and_go_after_it_and_a_new_version_is_warm_before_the_old_one_ends(
+    source_of, fitted_bundle, monkeypatch
+):
     from ray import serve
 
-    with replicated(cluster_address, Replicas(1, 1), engine="masked") as source:
-        folder = fitted_bundle.folder
-        old = source.load(FoundVersion("1", folder, ()), "digits")
-        new = source.load(FoundVersion("2", folder, ()), "digits")
-        pixels = np.zeros((1, 8, 8, 1), np.uint8)
-        assert new.detect(pixels).labels == old.detect(pixels).labels
+    monkeypatch.setattr(replicas, "_UP_SECONDS", 0.1)
+    monkeypatch.setattr(replicas, "_DOWN_SECONDS", 0.1)
+    source, folder = source_of(1, 2), fitted_bundle.folder
+    old = source.load(FoundVersion("1", folder, ()), "digits")
+    assert running() == 1
 
-        with pytest.raises(ClusterError, match="expected a free processor"):
-            source.load(FoundVersion("3", folder, ()), "digits")
-        del old
-        for _ in range(300):
-            if len(serve.status().applications) == 1:
-                break
-            time.sleep(0.1)
+    with ThreadPoolExecutor(2) as callers:
+        assert until(partial(two_after_two_at_once, old, callers))
+    assert until(lambda: running() == 1)
 
-        assert len(serve.status().applications) == 1
-        assert len(new.detect(pixels).labels) == 1
+    new = source.load(FoundVersion("2", folder, ()), "digits")  # in the room of the one that went
+    assert new.detect(ONE).labels == old.detect(ONE).labels
+    monkeypatch.setattr(ray_workers, "_FREED_SECONDS", 0.5)
+    with pytest.raises(ClusterError, match="expected a free processor"):
+        source.load(FoundVersion("3", folder, ()), "digits")
+
+    del old
+    assert until(lambda: len(serve.status().applications) == 1)
+    assert len(new.detect(ONE).labels) == 1
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("default")
+def test_more_replicas_than_free_processors_are_refused(cluster_address, serving, monkeypatch):
+    monkeypatch.setattr(replicas, "connected", lambda address: nullcontext())  # there is one
+    monkeypatch.setattr(ray_workers, "_FREED_SECONDS", 0.5)
+    too_many = replicated(cluster_address, Replicas(3, 3))
+
+    with pytest.raises(ClusterError, match="expected 3 free processors on the cluster .*, got [0-2] of 2"), too_many:
+        pass
 
 
 def test_replicas_without_a_cluster_are_refused(tmp_path: Path):
