@@ -9,7 +9,7 @@ import os
 import secrets
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ ANSWER_SECONDS = 10.0
 # Of a cluster that is begun here: only descriptions of shards, their records and one copy of the network pass it.
 OBJECT_STORE_BYTES = 200_000_000
 NAMESPACE = "pathguard"
+# Ray's own variable for the number of tries, a second each.
+_SECONDS_TO_JOIN = "RAY_gcs_server_port_wait_time_s"
 
 
 @contextmanager
@@ -62,7 +64,8 @@ def connected(address: str) -> Iterator[None]:
             _check_answers(asked)
         settings["address"] = address
     try:
-        ray.init(**settings)
+        with nullcontext() if address == LOCAL else _no_patience():
+            ray.init(**settings)
     except Exception as error:  # Ray's own errors have no common base, and some are plain RuntimeErrors
         ray.shutdown()  # it may be half in
         raise ClusterError(_why(address, error)) from None
@@ -70,6 +73,19 @@ def connected(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _no_patience() -> Iterator[None]:
+    """Within it Ray tries twice to join a cluster, which has just answered; else a refusal would be told after 20 s."""
+    if _SECONDS_TO_JOIN in os.environ:
+        yield
+        return
+    os.environ[_SECONDS_TO_JOIN] = "2"
+    try:
+        yield
+    finally:
+        del os.environ[_SECONDS_TO_JOIN]
 
 
 def _check_answers(address: str) -> None:

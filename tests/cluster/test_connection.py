@@ -1,4 +1,5 @@
 import os
+import platform
 import socket
 import subprocess
 import sys
@@ -59,12 +60,15 @@ def test_a_cluster_that_does_not_answer_is_told_in_time(listens, monkeypatch):
 
 @pytest.mark.ray
 @pytest.mark.filterwarnings("default")
-def test_a_cluster_of_another_version_is_refused_and_named(cluster_address, monkeypatch):
+@pytest.mark.parametrize("ours", [("2.59.0", platform.python_version()), ("2.60.0", "3.10.4")])
+def test_a_cluster_of_another_ray_or_python_is_refused_and_both_are_named(cluster_address, monkeypatch, ours):
     import ray
 
-    monkeypatch.setattr(ray, "__version__", "2.59.0")
+    # What Ray says of this process when it compares it with the cluster.
+    monkeypatch.setattr(ray._private.utils, "compute_version_info", lambda: ours)
+    named = f"Ray: {ray.__version__} Python: {platform.python_version()} .*Ray: {ours[0]} Python: {ours[1]}"
 
-    with pytest.raises(ClusterError, match="expected the Ray and Python of this process on the cluster .*2.59.0"):
+    with pytest.raises(ClusterError, match=f"expected the Ray and Python of this process on the cluster .*{named}"):
         connect(cluster_address)
 
 
