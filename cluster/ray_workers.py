@@ -23,6 +23,7 @@ import torch
 from cluster.connection import connected, same_place
 from cluster.errors import ClusterError
 from detector.errors import DataError, DetectorError
+from detector.memory import keep_freed_memory
 from detector.workers import Result, Shard
 
 log = logging.getLogger(__name__)
@@ -88,6 +89,7 @@ class _Host:
         same_place(folder)
         if (here := _version()) != ours:
             raise ClusterError(f"expected Pathguard {ours} on every node, got {here}")
+        keep_freed_memory()  # as the commands do
         self._run: Callable[[Any], Any] | None = None
 
     def look(self, folder: str, mark: str) -> str | None:

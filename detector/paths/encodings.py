@@ -13,19 +13,21 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file, save
 
-from detector.batches import device_of, to_tensor
 from detector.bundle import Bundle
 from detector.datasets import ImageSet
 from detector.errors import ArtifactError, DataError
 from detector.files import sha256_of, write_whole
 from detector.network.decouple import GatedNet
-from detector.paths.encoder import encode
+from detector.paths.encoder import Evidence, encode_set
 from detector.paths.path_encoding import PathEncoding
 from detector.shard_log import ShardLog, check_origin, read_origin, sole_writer, write_origin
 from detector.stages import check_fits
 from detector.workers import IN_PROCESS, Workers
 
 SCHEMA = 1
+
+# Images in one forward pass: the memory of more would go back to the system each time (see `detector.memory`).
+_AT_ONCE = 250
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +213,8 @@ class _Encoding:
 
         def encode_shard(index: int) -> EncodingRecord:
             shard = self.images.subset(slice(index * self.shard_images, (index + 1) * self.shard_images))
-            evidence = encode(self.network, to_tensor(shard.pixels(slice(None)), device_of(self.network)))
+            evidence = Evidence.stacked(encode_set(self.network, shard, _AT_ONCE))
+            assert evidence is not None
             content = save(
                 {
                     "ids": np.ascontiguousarray(shard.ids),

@@ -38,8 +38,10 @@ def encode(
 ) -> None:
     """Write the calculation path of every image: which filters it opened. Run again to go on after an interruption."""
     from detector.bundle import Bundle
+    from detector.memory import keep_freed_memory
     from detector.paths.encodings import make_encodings
 
+    keep_freed_memory()
     opened = Bundle(bundle, trust)
     images = splits_of(data or opened.manifest.network.data, data_dir, image_size).named(split).first(limit)
     with workers_of(ray) as workers, encode_bar() as listen:

@@ -14,6 +14,7 @@ from attacks.negatives import noise_like
 from attacks.recipes import RECIPES
 from attacks.stages import make_attacks, make_detector
 from attacks.store import AttackStore
+from cluster import ray_workers
 from cluster.errors import ClusterError
 from detector.bundle import Bundle
 from detector.errors import DataError
@@ -64,42 +65,6 @@ def test_results_come_in_order_from_every_worker(workers, tmp_path):
     pids = {pid for _, pid in found}
     assert len(pids) == 2
     assert os.getpid() not in pids
-
-
-def test_a_killed_worker_costs_its_own_shards_a_second_run_and_no_others(workers, tmp_path):
-    assert list(workers.map(Marked(tmp_path, 7), range(30))) == [shard * shard for shard in range(30)]
-
-    runs = {path.name: path.read_text().split() for path in tmp_path.iterdir()}
-    killed = runs["7"][0]
-    assert {shard for shard, pids in runs.items() if len(pids) > 1} >= {"7"}
-    assert all(pids[0] == killed for pids in runs.values() if len(pids) > 1)
-    assert all(pids[-1] != killed for shard, pids in runs.items() if len(pids) > 1)
-
-
-def test_what_a_shard_raises_is_raised_here_in_its_own_words(workers):
-    def load():
-        def run(shard):
-            raise DataError(f"expected another shard, got {shard}")
-
-        return run
-
-    with pytest.raises(DataError, match=r"^expected another shard, got 0$"):
-        list(workers.map(load, [0]))
-
-
-def test_a_shard_that_kills_every_worker_is_given_up(workers, tmp_path):
-    def load():
-        return lambda shard: os.kill(os.getpid(), signal.SIGKILL)
-
-    with pytest.raises(ClusterError, match="expected shard 0 to be run, got 3 workers lost"):
-        list(workers.map(load, [0]))
-
-
-def test_a_folder_that_workers_do_not_see_is_refused_before_any_work(workers, tmp_path, monkeypatch):
-    monkeypatch.setattr(Path, "touch", lambda path: None)  # as on a disk of this machine alone
-
-    with pytest.raises(DataError, match="which one of 2 workers does not see; put it on storage that all nodes share"):
-        workers.check_folder(tmp_path)
 
 
 def test_attacks_are_the_same_files_as_without_a_cluster(workers, decoupled_bundle, digits, tmp_path):
@@ -159,10 +124,51 @@ def test_a_second_cluster_on_one_store_is_refused(workers, decoupled_bundle, dig
     assert len(AttackStore(tmp_path / "store").records()) > 2
 
 
-def test_no_free_processor_is_told_at_once(cluster_address, workers):
+def test_a_folder_that_workers_do_not_see_is_refused_before_any_work(workers, tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "touch", lambda path: None)  # as on a disk of this machine alone
+
+    with pytest.raises(DataError, match="which one of 2 workers does not see; put it on storage that all nodes share"):
+        workers.check_folder(tmp_path)
+
+
+def test_a_killed_worker_costs_its_own_shards_a_second_run_and_no_others(workers, tmp_path):
+    assert list(workers.map(Marked(tmp_path, 7), range(30))) == [shard * shard for shard in range(30)]
+
+    runs = {path.name: path.read_text().split() for path in tmp_path.iterdir()}
+    killed = runs["7"][0]
+    assert {shard for shard, pids in runs.items() if len(pids) > 1} >= {"7"}
+    assert all(pids[0] == killed for pids in runs.values() if len(pids) > 1)
+    assert all(pids[-1] != killed for shard, pids in runs.items() if len(pids) > 1)
+
+
+# From here on workers end, and others have to begin.
+
+
+def test_a_shard_that_kills_every_worker_is_given_up(workers, monkeypatch):
+    monkeypatch.setattr(ray_workers, "_LOSSES", 2)
+
+    def load():
+        return lambda shard: os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(ClusterError, match="expected shard 0 to be run, got 2 workers lost"):
+        list(workers.map(load, [0]))
+
+
+def test_what_a_shard_raises_is_raised_here_in_its_own_words(workers):
+    def load():
+        def run(shard):
+            raise DataError(f"expected another shard, got {shard}")
+
+        return run
+
+    with pytest.raises(DataError, match=r"^expected another shard, got 0$"):
+        list(workers.map(load, [0]))
+
+
+def test_no_free_processor_is_told_at_once(cluster_address, workers, monkeypatch):
     import ray
 
-    from cluster.ray_workers import free_processors
+    monkeypatch.setattr(ray_workers, "_FREED_SECONDS", 0.5)
 
     class Hog:
         def there(self):
@@ -177,13 +183,11 @@ def test_no_free_processor_is_told_at_once(cluster_address, workers):
         time.sleep(0.1)
 
     with pytest.raises(ClusterError, match=f"expected a free processor on the cluster {cluster_address}, got 0 of 2"):
-        free_processors(cluster_address)
+        ray_workers.free_processors(cluster_address)
 
 
 @pytest.mark.skipif("RAY_ADDRESS" in os.environ, reason="nodes of a cluster that was given are not for killing")
 def test_a_node_lost_without_grace_costs_nothing(request, workers, decoupled_bundle, digits, tmp_path):
-    from cluster.ray_workers import RayWorkers
-
     cluster = request.getfixturevalue("cluster")
     recipe = [replace(RECIPES["pgd"], settings={"steps": 20, "step": 0.25, "stop": False})]
 
@@ -196,7 +200,7 @@ def test_a_node_lost_without_grace_costs_nothing(request, workers, decoupled_bun
 
     attack(tmp_path / "here")
     workers.close()  # their processors go to the others
-    doomed, three = cluster.add_node(**NODE), RayWorkers(3)
+    doomed, three = cluster.add_node(**NODE), ray_workers.RayWorkers(3)
     try:
         attack(tmp_path / "there", lose, workers=three)
     finally:

@@ -18,7 +18,8 @@ class StoppedError(Exception):
 
 
 @pytest.mark.ray
-def test_a_team_trains_a_network_and_goes_on_as_a_team_of_another_size(cluster_address, digits, tmp_path):
+def test_a_team_trains_a_network_and_goes_on_as_a_team_of_another_size(cluster_address, digits, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # how soon the end is noticed
     from cluster.training import ray_training
 
     schedule = Schedule(3, 64, 0.05, flip=False)
