@@ -4,7 +4,9 @@
 
 `pip install pathguard[ray]` first. Attacks and encodings run on random images by a fresh ResNet-20, so that no data set
 is needed; serving asks the classifier that ships with the project. A "node" is a Ray node of one processor, all of them
-on this machine: what a network between machines costs is not in these figures. Times begin when the workers are up.
+on this machine: what a network between machines costs is not in these figures. Throughput is that of workers which have
+each done a first shard; how long that takes, imports and all, is a figure of its own. One and two work in turns, of
+which the median counts.
 
 Parts: attack, encode (two nodes against one, same files), ceiling (the same work by two plain processes against one:
 what this machine gives for a second one, without Ray), local (`--ray local` against this process), lost (a node is
@@ -15,13 +17,14 @@ outage (a node is killed under 50 requests a second).
 import multiprocessing
 import os
 import secrets
+import shutil
 import statistics
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -43,6 +46,7 @@ from cluster.replicas import Replicas, replicated
 from detector.bundle import Bundle
 from detector.datasets import ImageSet, Indices
 from detector.images import ImageSpec, Pixels
+from detector.memory import keep_freed_memory
 from detector.network.decouple import GatedNet, decouple
 from detector.network.networks import build_network
 from detector.paths.encoder import encode_set
@@ -76,7 +80,7 @@ class Work:
     pixels: int
 
 
-HEAVY, MANY = Work("pgd", 50, 32), Work("fgsm", 250, 8)
+HEAVY, MANY = Work("pgd", 20, 32), Work("fgsm", 250, 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +92,11 @@ class Size:
     local: int
     memory: int
     calls: int
+    turns: int
     work: Work = HEAVY
 
 
-WHOLE, QUICK = Size(400, 10_000, 2000, 100_000, 400), Size(200, 2000, 200, 5000, 100)
+WHOLE, QUICK = Size(320, 10_000, 2000, 100_000, 400, 3), Size(100, 2000, 200, 5000, 100, 1)
 
 
 class Found(dict[str, float]):
@@ -113,6 +118,7 @@ def main(
     chosen, size = set(only or PARTS), QUICK if quick else WHOLE
     torch.manual_seed(0)
     torch.set_num_threads(1)
+    keep_freed_memory()  # as the commands do, and the workers
     found = Found()
     _measure(chosen, size, found)
     rows = _rows(found, size)
@@ -124,7 +130,7 @@ def main(
 def _measure(chosen: set[str], size: Size, found: Found) -> None:
     if "ceiling" in chosen:
         for part, count in (("attack", size.attacked // 2), ("encode", size.encoded // 2)):
-            one, two = (_side_by_side(part, count, size.work, processes) for processes in (1, 2))
+            one, two = _side_by_side(part, count, size)
             found[f"{part} ceiling"] = two / one
     if chosen & {"attack", "encode", "lost", "memory", "outage"}:
         with _cluster() as cluster:
@@ -146,7 +152,7 @@ def _rows(found: Mapping[str, float], size: Size) -> list[Row]:
         row("encode throughput, two plain processes / one: what this machine gives", "encode ceiling"),
         row("cost of one shard that does nothing, ms", "shard ms"),
         row("attack, two nodes: predicted by docs/scaling.md / measured", "predicted"),
-        row("start of two workers, s", "start"),
+        row("start of two workers, until each has done a first shard, s", "start"),
         row(f"--ray local, {size.local} images attacked: time beyond in-process after start-up, %", "local", 15),
         row("files that differ between no, one and two nodes", "differing", 0),
         row("serving: added p50 of the Ray path, ms", "added p50", 2),
@@ -162,17 +168,15 @@ def _on_two_nodes(cluster: Any, chosen: set[str], size: Size, found: Found) -> N
     network = _network()
     if chosen & {"attack", "encode", "lost", "memory"}:
         with ray_workers(cluster.address) as two:
-            found["start"] = _timed(lambda: _warm(two))
+            found["start"] = _timed(lambda: _warm(two, "attack", size.work))
             one = RayWorkers(1)
+            one._workers = two._workers[:1]  # one of the two: a new one would need a processor, and to begin
             if "attack" in chosen:
                 _attack_part(network, one, two, size, found)
             if "encode" in chosen:
-                two.close()  # its processors go to the one
-                _warm(one)
-                found["encode 1"] = size.encoded / _encode(size.encoded, one)
-                one.close()
-                _warm(two)
-                found["encode ratio"] = size.encoded / _encode(size.encoded, two) / found["encode 1"]
+                _warm(two, "encode", size.work)
+                alone, together = _in_turns([partial(_encode, size.encoded, team) for team in (one, two)], size.turns)
+                found["encode 1"], found["encode ratio"] = size.encoded / alone, alone / together
             if "memory" in chosen:
                 _memory_part(two, size, found)
             if "lost" in chosen:  # last: afterwards there is one node
@@ -184,24 +188,28 @@ def _on_two_nodes(cluster: Any, chosen: set[str], size: Size, found: Found) -> N
 
 
 def _attack_part(network: GatedNet, one: RayWorkers, two: RayWorkers, size: Size, found: Found) -> None:
-    shards = size.attacked // size.work.shard
+    shards = -(-size.attacked // size.work.shard)
+    found["shard ms"] = 1000 * _timed(lambda: list(one.map(_nothing, range(200)))) / 200
     with tempfile.TemporaryDirectory() as scratch:
-        folders = [Path(scratch) / name for name in ("none", "one", "two")]
-        here = _attack(network, folders[0], size.attacked, IN_PROCESS, size.work)
-        two.close()  # its processors go to the one
-        _warm(one)
-        found["shard ms"] = 1000 * _timed(lambda: list(one.map(_nothing, range(200)))) / 200
-        found["attack 1"] = size.attacked / _attack(network, folders[1], size.attacked, one, size.work)
-        one.close()
-        _warm(two)
-        seconds = _attack(network, folders[2], size.attacked, two, size.work)
-        found["attack ratio"] = size.attacked / seconds / found["attack 1"]
-        predicted = -(-shards // 2) * (here / shards + found["shard ms"] / 1000)
-        found["predicted"] = predicted / seconds
-        none, *others = (_files(folder) for folder in folders)
+        teams: dict[str, Workers] = {"none": IN_PROCESS, "one": one, "two": two}
+
+        def attack(name: str) -> float:
+            folder = Path(scratch) / name
+            shutil.rmtree(folder, ignore_errors=True)
+            return _attack(network, folder, size.attacked, teams[name], size.work)
+
+        here, alone, together = _in_turns([partial(attack, name) for name in teams], size.turns)
+        found["attack 1"], found["attack ratio"] = size.attacked / alone, alone / together
+        found["predicted"] = -(-shards // 2) * (here / shards + found["shard ms"] / 1000) / together
+        none, *others = (_files(Path(scratch) / name) for name in teams)
         found["differing"] = float(
             sum(none.get(name) != files.get(name) for files in others for name in none.keys() | files.keys())
         )
+
+
+def _in_turns(calls: Sequence[Callable[[], float]], turns: int) -> list[float]:
+    """The median of what each call gives, so that what slows the machine down for a while slows all of them."""
+    return [statistics.median(given) for given in zip(*([call() for call in calls] for _ in range(turns)), strict=True)]
 
 
 def _memory_part(workers: Workers, size: Size, found: Found) -> None:
@@ -241,8 +249,9 @@ def _on_this_machine(chosen: set[str], size: Size, found: Found) -> None:
     if "local" in chosen:
         network = _network()
         with tempfile.TemporaryDirectory() as scratch:
+            _first("attack", size.work)(0)
             with ray_workers("local") as workers:
-                _warm(workers)
+                _warm(workers, "attack", size.work)
                 remote = _attack(network, Path(scratch) / "there", size.local, workers, size.work)
                 cores = workers.count
             torch.set_num_threads(cores)
@@ -315,10 +324,29 @@ def _encode(count: int, workers: Workers) -> float:
     return ended - began
 
 
-def _warm(workers: Workers) -> None:
-    """Returns when all of them have begun."""
+def _warm(workers: RayWorkers, part: str, work: Work) -> None:
+    """Returns when each of them has done a first shard of the part."""
+    begun: set[int] = set()
+    while len(begun) < workers.count:
+        begun.update(workers.map(partial(_first, part, work), range(2 * workers.count)))
+
+
+def _first(part: str, work: Work) -> Callable[[int], int]:
+    """What does a shard of the part and gives the process that did it."""
+
+    def shard(_: int) -> int:
+        _run(part, ENCODED_AT_ONCE if part == "encode" else work.shard, work)
+        return os.getpid()
+
+    return shard
+
+
+def _run(part: str, count: int, work: Work) -> float:
+    """Seconds that the part takes in this process."""
+    if part == "encode":
+        return _encode(count, IN_PROCESS)
     with tempfile.TemporaryDirectory() as folder:
-        workers.check_folder(Path(folder))
+        return _attack(_network(), Path(folder), count, IN_PROCESS, work)
 
 
 def _nothing() -> Callable[[int], int]:
@@ -329,30 +357,32 @@ def _network() -> GatedNet:
     return decouple(build_network("resnet20", 3, 2)).eval()
 
 
-def _side_by_side(part: str, count: int, work: Work, processes: int) -> float:
-    """Images a second of so many processes together, `count` images each."""
+def _side_by_side(part: str, count: int, size: Size) -> tuple[float, float]:
+    """Images a second of one process and of two together, `count` images each."""
     context = multiprocessing.get_context("spawn")
-    gate, rates = context.Barrier(processes), context.Queue()
-    started = [context.Process(target=_plain, args=(part, count, work, gate, rates)) for _ in range(processes)]
+    gate, rates = context.Barrier(2), context.Queue()
+    started = [context.Process(target=_plain, args=(part, count, size, first, gate, rates)) for first in (True, False)]
     for process in started:
         process.start()
-    total: float = sum(rates.get() for _ in started)
+    told = [rates.get() for _ in range(3 * size.turns)]
     for process in started:
         process.join()
-    return total
+    alone = [rate for together, _, rate in told if not together]
+    both = [sum(rate for together, of, rate in told if together and of == turn) for turn in range(size.turns)]
+    return statistics.median(alone), statistics.median(both)
 
 
-def _plain(part: str, count: int, work: Work, gate: Any, rates: Any) -> None:
-    """In a process of its own: the part's work, without Ray."""
+def _plain(part: str, count: int, size: Size, first: bool, gate: Any, rates: Any) -> None:
+    """In a process of its own: the part's work, without Ray; in turns the first process alone and both."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    gate.wait()
-    if part == "encode":
-        seconds = _encode(count, IN_PROCESS)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            seconds = _attack(_network(), Path(folder), count, IN_PROCESS, work)
-    rates.put(count / seconds)
+    keep_freed_memory()
+    _first(part, size.work)(0)
+    for turn in range(size.turns):
+        for together in (False, True):
+            gate.wait()
+            if first or together:
+                rates.put((together, turn, count / _run(part, count, size.work)))
 
 
 def _random(count: int, pixels: int = 32) -> ImageSet:

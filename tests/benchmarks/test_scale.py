@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -12,7 +13,6 @@ from benchmarks.scale import MANY, PARTS, QUICK, Found, Work
 from detector.network.decouple import decouple
 from detector.network.networks import build_network
 from detector.workers import IN_PROCESS
-from tests.cluster.conftest import WITHOUT_RAY
 
 BARS = {"attack ratio": 1.8, "encode ratio": 1.8, "local": 15, "differing": 0, "added p50": 2, "lost": 0,
         "unanswered": 0, "memory": 1.1}  # fmt: skip
@@ -97,7 +97,7 @@ def test_the_memory_of_the_driver_is_read_after_a_thousand_images_and_at_the_end
     readings = iter(range(100, 200))
     monkeypatch.setattr(scale, "_resident", lambda: float(next(readings)))
     monkeypatch.setattr(scale, "decouple", lambda network: tiny())
-    found, size = Found(), scale.Size(0, 0, 0, 3 * MANY.shard + 1000, 0)
+    found, size = Found(), scale.Size(0, 0, 0, 3 * MANY.shard + 1000, 0, 1)
 
     scale._memory_part(IN_PROCESS, size, found)
 
@@ -105,15 +105,63 @@ def test_the_memory_of_the_driver_is_read_after_a_thousand_images_and_at_the_end
     assert found["memory"] > 1
 
 
-@pytest.mark.ray
-@pytest.mark.filterwarnings("default")
-@pytest.mark.timeout(300)
-def test_two_nodes_write_what_one_process_writes_and_a_lost_one_costs_nothing(monkeypatch):
-    pytest.importorskip("ray", reason=WITHOUT_RAY)
-    monkeypatch.setattr(scale, "_network", tiny)
-    found = Found()
+class Team:
+    """Workers in this process; those of a node that is lost give what a careless store would hold."""
 
-    scale._measure({"attack", "lost"}, scale.Size(60, 0, 0, 0, 0, SMALL), found)
+    def __init__(self):
+        self.count, self.worker_nodes, self.removed = 1, {"a node"}, []
 
-    assert found["differing"] == found["lost"] == 0
+    def __getattr__(self, name):
+        return getattr(IN_PROCESS, name)
+
+    def remove_node(self, node, allow_graceful):
+        self.removed.append((node, allow_graceful))
+
+
+def test_files_of_teams_are_compared_and_their_times_taken_in_turns(monkeypatch):
+    size, found = scale.Size(30, 0, 0, 0, 0, 2, SMALL), Found()
+
+    scale._attack_part(tiny(), Team(), Team(), size, found)
+
+    assert found["differing"] == 0
+    assert found["attack 1"] > 0
     assert found["attack ratio"] > 0
+
+    files = iter([{"a": b"1", "b": b"2"}, {"a": b"1", "b": b"2"}, {"a": b"1", "b": b"other", "c": b"3"}])
+    monkeypatch.setattr(scale, "_files", lambda folder: next(files))
+    scale._attack_part(tiny(), Team(), Team(), size, found)
+    assert found["differing"] == 2
+
+
+def test_one_who_is_slow_for_a_while_does_not_count():
+    times = {"one": iter([2.0, 20.0, 3.0]), "two": iter([1.0, 10.0, 1.5])}
+
+    assert scale._in_turns([lambda: next(times["one"]), lambda: next(times["two"])], 3) == [3.0, 1.5]
+
+
+def test_images_that_were_lost_or_are_there_twice_are_counted(monkeypatch):
+    size, found, team = scale.Size(60, 0, 0, 0, 0, 1, SMALL), Found(), Team()
+    scale._lost_part(tiny(), team, team, size, found)
+
+    assert team.removed == [("a node", False)]
+    assert found["lost"] == 0
+
+    everything = AttackStore.read
+    monkeypatch.setattr(AttackStore, "read", lambda *of: list(everything(*of))[1:])
+    scale._lost_part(tiny(), team, team, size, found)
+    assert found["lost"] > 0
+
+
+def test_workers_are_warm_when_each_has_done_a_shard():
+    class Two(Team):
+        def __init__(self):
+            self.count, self.pids, self.shards = 2, iter([1, 1, 1, 1, 1, 2, 1, 2]), 0
+
+        def map(self, load, shards):
+            assert load()(0) == os.getpid()
+            self.shards += len(shards)
+            return [next(self.pids) for _ in shards]
+
+    scale._warm(two := Two(), "attack", SMALL)
+
+    assert two.shards == 8
