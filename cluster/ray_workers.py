@@ -169,8 +169,13 @@ class RayWorkers:
             for look in looks:
                 try:
                     problem = ray.get(look, timeout=_BEGIN_SECONDS)
+                except ray.exceptions.GetTimeoutError:
+                    raise ClusterError(f"expected workers that begin within {_BEGIN_SECONDS:g} s, got none") from None
                 except Exception as error:
-                    raise _told(error) from None
+                    told = _told(error)
+                    if told is error and isinstance(error, ray.exceptions.RayActorError):
+                        told = ClusterError(f"expected workers that begin, got one lost: {_in_a_line(error)}")
+                    raise told from None
                 if problem is not None:
                     raise DataError(
                         f"expected a folder that every worker can read and write, got {folder}, which one of "
@@ -267,7 +272,7 @@ class RayWorkers:
             if now.lost_at_begin >= _LOSSES * self.count:
                 raise ClusterError(
                     f"expected workers that begin, got {now.lost_at_begin} lost before their first shard: "
-                    f"{' '.join(str(error).split())[:200]}"
+                    f"{_in_a_line(error)}"
                 )
         again = [] if todo is None else [todo]
         for ref, (of, other) in list(now.running.items()):
@@ -279,7 +284,7 @@ class RayWorkers:
             if todo.losses >= _LOSSES:
                 raise ClusterError(
                     f"expected shard {todo.place} to be run, got {todo.losses} workers lost while it was: "
-                    f"{' '.join(str(error).split())[:200]}"
+                    f"{_in_a_line(error)}"
                 )
         now.waiting.extendleft(sorted(again, key=lambda one: one.place, reverse=True))
         if worker in self._workers:
@@ -313,6 +318,10 @@ def _told(error: Exception) -> Exception:
         named = [line for line in last if "Error: " in line]
         return ClusterError(f"expected workers that can run Pathguard, got: {(named or last)[-1][:300]}")
     return error
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _version() -> str:

@@ -4,6 +4,7 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -19,7 +20,7 @@ from cluster.errors import ClusterError
 from detector.bundle import Bundle
 from detector.errors import DataError
 from detector.paths.encodings import make_encodings
-from tests.cluster.conftest import NODE
+from tests.cluster.conftest import NODE, WITHOUT_RAY
 
 # What Ray warns of while it ends is its own.
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("default"), pytest.mark.timeout(300)]
@@ -139,6 +140,24 @@ def test_a_killed_worker_costs_its_own_shards_a_second_run_and_no_others(workers
     assert {shard for shard, pids in runs.items() if len(pids) > 1} >= {"7"}
     assert all(pids[0] == killed for pids in runs.values() if len(pids) > 1)
     assert all(pids[-1] != killed for shard, pids in runs.items() if len(pids) > 1)
+
+
+def test_a_worker_that_is_lost_before_it_has_begun_is_told_in_one_line(monkeypatch, tmp_path):
+    ray = pytest.importorskip("ray", reason=WITHOUT_RAY)
+
+    def get(look, timeout):
+        raise error
+
+    monkeypatch.setattr(ray, "get", get)
+    team = ray_workers.RayWorkers(1)
+    team._workers = [ray_workers._Worker(MagicMock())]
+
+    error = ray.exceptions.ActorUnavailableError("its node\nwas lost", None)
+    with pytest.raises(ClusterError, match=r"^expected workers that begin, got one lost: .*its node was lost.*$"):
+        team.check_folder(tmp_path)
+    error = ray.exceptions.GetTimeoutError("late")
+    with pytest.raises(ClusterError, match="expected workers that begin within 300 s, got none"):
+        team.check_folder(tmp_path)
 
 
 # From here on workers end, and others have to begin.
