@@ -63,7 +63,8 @@ def evaluate_bundle(
     network, info = bundle.network().to(workers.device), bundle.detector_info()
     classes, classifier = len(bundle.manifest.network.classes), info.classifier or CLASSIFIER
 
-    benign = benign_samples(network, splits.fitting, seed, workers) if info.benign else {}
+    most = max(1, protocol.fitting_images // 4)  # of sixteen kinds
+    benign = benign_samples(network, splits.fitting, seed, workers, most) if info.benign else {}
 
     def paths(features: str, name: str, images: int | None = None) -> PathDetector:
         return PathDetector(network, features, classifier, classes, seed, name, images, info.overshoot, benign)
