@@ -72,7 +72,8 @@ def _lines(facts: Mapping[str, Any]) -> Iterator[str]:
         known = ", ".join(facts["detector"]["fitted_on"])
         yield ""
         yield (
-            f"Its detector reads {facts['detector']['features']} and was fitted on {known}; it may flag "
+            f"Its detector reads {facts['detector']['features']} and was fitted on {known}"
+            f"{', with noise and corruptions as what is to pass' if facts['detector']['benign'] else ''}; it may flag "
             f"{100 * facts['detector']['max_false_alarm_rate']:.3g}% of clean images. Attacks that know the detector "
             f"can evade it."
         )

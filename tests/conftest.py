@@ -1,5 +1,6 @@
 """Fixed seeds and one torch thread in every test; small real images (scikit-learn's digits) for the chain."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,10 @@ def _repeatable() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     np.random.seed(0)
+    # A command that ran in this process leaves its own log behind, which writes to what pytest has closed since.
+    root = logging.getLogger()
+    root.setLevel(logging.WARNING)
+    root.handlers[:] = [handler for handler in root.handlers if type(handler) is not logging.StreamHandler]
 
 
 @pytest.fixture(scope="session")

@@ -134,7 +134,8 @@ def test_attacks_that_never_succeed_are_drawn_too(tmp_path):
     shard = next(store.read("test", "cw"))
     shard.crafted.fooled[:] = False
     with AttackStore.writing(tmp_path, store.origin) as writing:
-        writing.add(next(iter(store.records())), shard.ids, shard.labels, shard.crafted, SMALLEST)
+        key = next(iter(store.records()))
+        writing.note(writing.write(key, shard.ids, shard.labels, shard.crafted, SMALLEST))
 
     made = make_report(AttackStore(tmp_path), tmp_path / "report")
 

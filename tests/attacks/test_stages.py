@@ -174,6 +174,7 @@ def test_a_detector_may_be_fitted_to_let_noise_and_corruptions_pass_and_its_bund
     assert Bundle(bundle.folder).detector_info().benign
     assert "noise" in kinds
     assert len(kinds) > 10
+    assert "with noise and corruptions as what is to pass" in (bundle.folder / "MODEL_CARD.md").read_text()
     classes = bundle.classifier().estimator_.classes_.tolist()
     assert classes == list(range(-len(kinds), 1 + len(bundle.detector_info().recipes)))
 
