@@ -50,6 +50,7 @@ def card_of(bundle: Bundle) -> dict[str, Any]:
             "features": detector.features,
             "max_false_alarm_rate": detector.max_false_alarm_rate,
             "fitted_on": list(detector.recipes),
+            "benign": detector.benign,
         }
     return facts
 
@@ -70,10 +71,10 @@ def _lines(facts: Mapping[str, Any]) -> Iterator[str]:
         )
     if "detector" in facts:
         known = ", ".join(facts["detector"]["fitted_on"])
+        passing = ", with noise and corruptions as what is to pass" if facts["detector"]["benign"] else ""
         yield ""
         yield (
-            f"Its detector reads {facts['detector']['features']} and was fitted on {known}"
-            f"{', with noise and corruptions as what is to pass' if facts['detector']['benign'] else ''}; it may flag "
+            f"Its detector reads {facts['detector']['features']} and was fitted on {known}{passing}; it may flag "
             f"{100 * facts['detector']['max_false_alarm_rate']:.3g}% of clean images. Attacks that know the detector "
             f"can evade it."
         )
