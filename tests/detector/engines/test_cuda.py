@@ -108,7 +108,8 @@ def test_a_score_of_likelihoods_is_left_to_others(masked):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a processor")
-def test_what_torch_compile_makes_of_a_network_says_the_same(monkeypatch):
+@pytest.mark.filterwarnings("ignore")  # of torch about its own calls; as errors they would stop the compiler
+def test_what_torch_compile_makes_of_a_network_says_the_same(monkeypatch, caplog):
     monkeypatch.setattr(cuda, "SIZES", (3,))
     backbone = nn.Sequential(
         convolution(3, 4), convolution(4, 6), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5)
@@ -117,8 +118,10 @@ def test_what_torch_compile_makes_of_a_network_says_the_same(monkeypatch):
     *_, score = score_of(masked, "bits+margins")
     images = smooth_images(SPEC, 2, seed=1)
 
-    answers = CudaEngine(masked.network, SPEC, score, record=repeated).answer(images)
+    with caplog.at_level(logging.WARNING):
+        answers = CudaEngine(masked.network, SPEC, score, record=repeated).answer(images)
 
+    assert "recorded unfused" not in caplog.text  # or this would only be the network itself
     assert agreement_of(answers.evidence, masked.answer(images).evidence).exact
     np.testing.assert_allclose(answers.scores, score.of(answers.evidence), atol=1e-6)
 
