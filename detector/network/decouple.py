@@ -71,6 +71,11 @@ class GatedNet(nn.Module):
         for gate in self.gates():
             gate.noise = noise
 
+    def hold_gates(self, held: bool) -> None:
+        """Whether training leaves the gates' own weights as they are; gradients pass through the gates all the same."""
+        for gate in self.gates():
+            gate.requires_grad_(not held)
+
     @contextmanager
     def frozen_gates(self) -> Iterator[None]:
         """Within it, no gradient reaches the gates: the network as an attacker sees it who overlooks them."""

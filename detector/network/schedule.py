@@ -21,6 +21,9 @@ class Schedule:
         seed: of weights, order of images, augmentation and noise.
         cycles: how often the learning rate warms up and falls to nothing again (Loshchilov and Hutter 2017, "SGDR");
             the epochs are divided evenly among them.
+        settling: of a decoupling, the share at its end, in [0, 1), in which the gates' own weights are held and the
+            rest of the network settles on them. What is said of a decoupling's course (noise, target share) is of the
+            part before.
     """
 
     epochs: int
@@ -32,13 +35,14 @@ class Schedule:
     shift: float = 0.125
     seed: int = 0
     cycles: int = 1
+    settling: float = 0.0
 
     def check(self) -> None:
         """Refuse what cannot train.
 
         Raises:
-            RequestError: no epoch, a batch below 2, a learning rate that is not above 0, or cycles that do not divide
-                the epochs.
+            RequestError: no epoch, a batch below 2, a learning rate that is not above 0, cycles that do not divide the
+                epochs, or a settling outside [0, 1).
         """
         if self.epochs < 1 or self.batch < 2 or not self.learning_rate > 0:
             raise RequestError(
@@ -47,6 +51,8 @@ class Schedule:
             )
         if self.cycles < 1 or self.epochs % self.cycles:
             raise RequestError(f"expected cycles that divide {self.epochs} epochs, got {self.cycles}")
+        if not 0 <= self.settling < 1:
+            raise RequestError(f"expected a share of the training to settle in [0, 1), got {self.settling}")
 
     def rate_at(self, progress: float, warm_up: float = 0.1) -> float:
         """The learning rate at `progress` in [0, 1): in each cycle a linear warm-up, then a cosine down to nothing."""

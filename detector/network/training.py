@@ -35,7 +35,7 @@ BatchLoss = Callable[[Tensor, Tensor, float], Tensor]
 Figures = Mapping[str, float]
 # How far the share of open filters may lie from what was asked for.
 KEEP_TOLERANCE = 0.02
-# Share of the training after which the gates see no noise any more.
+# Share of the training, before the network settles, after which the gates see no noise any more.
 NOISE_ENDS = 0.8
 
 
@@ -131,8 +131,10 @@ def train_decoupled(
 
     The share of open filters starts above `keep` and tightens to it over the first half; the training noise falls to
     nothing over the first 80 %, so that the network at the end of training is the one that is used. Both are ours, not
-    the paper's; an objective can switch them off. Of the epochs after that, the one that does best on the validation
-    images remains, among those whose share of open filters is within `KEEP_TOLERANCE` of `keep`.
+    the paper's; an objective can switch them off. Where the schedule has a time to settle, these are shares of the time
+    before it; in it the gates' weights are held, and only the label and the backbone's answer count. Of the epochs
+    without noise, the one that does best on the validation images remains, among those whose share of open filters is
+    within `KEEP_TOLERANCE` of `keep`.
 
     Args:
         network: from `decouple(backbone)`.
@@ -155,7 +157,8 @@ def train_decoupled(
     trained = nn.ModuleDict({"network": network, "heads": heads}) if objective.label_information else network
 
     def loss(images: Tensor, labels: Tensor, done: float) -> Tensor:
-        progress = behind + (1 - behind) * done
+        progress = (behind + (1 - behind) * done) / (1 - schedule.settling)
+        network.hold_gates(progress >= 1)
         noise = max(0.0, 1.0 - progress / NOISE_ENDS) if objective.annealed else 1.0
         target = 0.0 if objective.zero_target else target_share(keep, progress)
         network.set_noise(noise)
@@ -165,6 +168,8 @@ def train_decoupled(
             with torch.no_grad():
                 teacher_logits = backbone(images)
             total = total + objective.distillation * distillation(logits, teacher_logits)
+        if progress >= 1:
+            return total
         if objective.label_information:
             total = total + objective.label_information * label_information(heads(readings), labels)
         if objective.input_information:
@@ -179,7 +184,8 @@ def train_decoupled(
         return total
 
     def may_be_chosen(done: float, figures: Figures) -> float | None:
-        if behind + (1 - behind) * done < NOISE_ENDS or abs(figures["keep_ratio"] - keep) > KEEP_TOLERANCE:
+        noiseless = NOISE_ENDS * (1 - schedule.settling)
+        if behind + (1 - behind) * done < noiseless or abs(figures["keep_ratio"] - keep) > KEEP_TOLERANCE:
             return None
         return figures["accuracy"]
 
@@ -188,6 +194,7 @@ def train_decoupled(
         trained, loss, splits, schedule, folder, identity, listen,
         lambda: asdict(measure_gates(network, splits.validation)), may_be_chosen,
     )  # fmt: skip
+    network.hold_gates(False)
 
 
 def target_share(keep: float, progress: float) -> float:

@@ -92,6 +92,9 @@ def decouple(
     epochs: Annotated[int, typer.Option(help="Passes over the training images.", min=1)] = 16,
     batch: Annotated[int, typer.Option(help="Images per step.", min=2)] = 128,
     learning_rate: Annotated[float, typer.Option(help="Its peak.")] = 0.05,
+    settle: Annotated[
+        float, typer.Option(help="Share of the training, at its end, in which the gates are held; in [0, 1).")
+    ] = 0.0,
     flip: Annotated[bool, typer.Option(help="Mirror half of the training images.")] = True,
     limit: Annotated[int | None, typer.Option(help="Train on the first N images only.", min=1)] = None,
     seed: Seed = 0,
@@ -121,7 +124,7 @@ def decouple(
         opened = Bundle(Path(network), trust)
     splits = splits_of(data or opened.manifest.network.data, data_dir, image_size)
     splits = replace(splits, train=splits.train.first(limit))
-    schedule = Schedule(epochs, batch, learning_rate, flip=flip, seed=seed)
+    schedule = Schedule(epochs, batch, learning_rate, flip=flip, seed=seed, settling=settle)
     patterns = tuple(pattern.strip() for pattern in gate.split(",") if pattern.strip())
     folder = out or opened.folder
     with training_bar("decouple") as listen:

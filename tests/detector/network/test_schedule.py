@@ -27,6 +27,7 @@ def test_each_cycle_is_a_whole_schedule_of_its_own():
     [
         (Schedule(epochs=10, cycles=3), "expected cycles that divide 10 epochs, got 3"),
         (Schedule(epochs=10, cycles=0), "expected cycles that divide 10 epochs, got 0"),
+        (Schedule(epochs=10, settling=1.0), "expected a share of the training to settle in \\[0, 1\\), got 1.0"),
         (Schedule(epochs=0), "expected at least 1 epoch"),
         (Schedule(epochs=1, learning_rate=float("nan")), "expected at least 1 epoch"),
     ],

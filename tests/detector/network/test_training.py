@@ -98,6 +98,25 @@ def test_a_training_that_is_partly_behind_begins_with_the_noise_of_there(digits,
     assert noises == pytest.approx([1 - 0.6 / 0.8, 0.0])
 
 
+def test_a_network_settles_on_gates_that_are_held(digits, tmp_path):
+    backbone = trained(digits, tmp_path / "backbone")
+    network, seen = decouple(backbone, 0.7), []
+    schedule = replace(SCHEDULE, epochs=4, settling=0.5)
+
+    def note(progress):
+        if progress.step == progress.steps // 2:
+            seen.append((weights(network), [value.clone() for gate in network.gates() for value in gate.parameters()]))
+
+    train_decoupled(network, backbone, digits, OBJECTIVES["pathguard"], 0.7, schedule, tmp_path, {}, note)
+
+    rest, gates = seen[0]
+    held = [value for gate in network.gates() for value in gate.parameters()]
+    assert all(torch.equal(before, after) for before, after in zip(gates, held, strict=True))
+    assert not torch.equal(rest, weights(network))
+    assert all(value.requires_grad for value in held)
+    assert all(gate.noise == 0 for gate in network.gates())
+
+
 def test_gate_statistics_count_what_a_plain_loop_counts(digits):
     network = decouple(build_network("resnet8", 1, 10)).eval()
     images = digits.validation
