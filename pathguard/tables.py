@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+from detector.cells import cell_text, finite
 
 Rows = Sequence[Mapping[str, object]]
 # A row of more columns, if it is the only one, is printed as a column.
@@ -42,8 +43,7 @@ def show(title: str, rows: Rows, as_json: bool = False) -> None:
         as_json: whether a program reads it; values that are not finite become null.
     """
     if as_json:
-        finite = [{key: _finite(value) for key, value in row.items()} for row in rows]
-        print(json.dumps(finite, indent=2))
+        print(json.dumps([finite(row) for row in rows], indent=2))
         return
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     columns = list(rows[0]) if rows else []
@@ -51,7 +51,7 @@ def show(title: str, rows: Rows, as_json: bool = False) -> None:
         table.add_column(overflow="fold")
         table.add_column(overflow="fold")
         for column, value in rows[0].items():
-            table.add_row(column.replace("_", " "), _text(value))
+            table.add_row(column.replace("_", " "), cell_text(value))
         table.show_header = False
         Console().print(table)
         return
@@ -59,23 +59,5 @@ def show(title: str, rows: Rows, as_json: bool = False) -> None:
         numeric = all(isinstance(row[column], int | float | Figure) for row in rows)
         table.add_column(column.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(_text(row[column]) for column in columns))
+        table.add_row(*(cell_text(row[column]) for column in columns))
     Console().print(table)
-
-
-def _finite(value: object) -> object:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _text(value: object) -> str:
-    match value:
-        case None:
-            return ""
-        case bool():
-            return "yes" if value else "no"
-        case float():
-            return f"{value:.4f}" if math.isfinite(value) else "-"
-        case Mapping():
-            return ", ".join(f"{key} {_text(part)}" for key, part in value.items()) or "none"
-        case _:
-            return str(value)

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -12,6 +11,7 @@ from pathlib import Path
 from attacks.evaluation.adaptive import Withstood
 from attacks.evaluation.judgement import Curve, Matrix, Sheet
 from attacks.evaluation.pictures import draw_curves, draw_matrix, draw_withstood
+from detector.cells import cell_text, finite
 from detector.errors import DataError
 from detector.files import write_whole
 from detector.page import data_uri, fact_list, write_page
@@ -79,7 +79,7 @@ def content_of(found: Evaluation) -> dict[str, object]:
     return {
         "facts": dict(found.facts),
         "notes": list(found.notes),
-        "tables": {sheet.name: [_finite(row) for row in sheet.rows] for sheet in found.sheets},
+        "tables": {sheet.name: [finite(row) for row in sheet.rows] for sheet in found.sheets},
     }
 
 
@@ -120,8 +120,8 @@ def _html_table(sheet: Sheet) -> str:
     body = "".join(
         "<tr>"
         + "".join(
-            f'<th scope="row">{escape(_shown(row.get(column)))}</th>' if place == 0
-            else f"<td>{escape(_shown(row.get(column)))}</td>"
+            f'<th scope="row">{escape(cell_text(row.get(column)))}</th>' if place == 0
+            else f"<td>{escape(cell_text(row.get(column)))}</td>"
             for place, column in enumerate(columns)
         )
         + "</tr>"
@@ -133,26 +133,10 @@ def _html_table(sheet: Sheet) -> str:
     )
 
 
-def _shown(value: object) -> str:
-    match value:
-        case None:
-            return ""
-        case bool():
-            return "yes" if value else "no"
-        case float():
-            return f"{value:.4f}" if math.isfinite(value) else "-"
-        case _:
-            return str(value)
-
-
-def _finite(row: Mapping[str, object]) -> dict[str, object]:
-    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
-
-
 def _csv(sheet: Sheet) -> str:
     written = io.StringIO()
     columns = list(sheet.rows[0]) if sheet.rows else []
     writer = csv.DictWriter(written, columns, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
-    writer.writerows(_finite(row) for row in sheet.rows)
+    writer.writerows(finite(row) for row in sheet.rows)
     return written.getvalue()

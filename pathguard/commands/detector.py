@@ -72,7 +72,9 @@ def fit(
     from attacks.stages import make_detector
     from attacks.store import AttackStore
     from detector.bundle import Bundle
+    from detector.memory import keep_freed_memory
 
+    keep_freed_memory()
     if overshoot not in OVERSHOOT:
         raise typer.BadParameter(f"expected --overshoot of {', '.join(OVERSHOOT)}, got {overshoot!r}")
     opened = Bundle(bundle, trust)
@@ -159,7 +161,9 @@ def evaluate(
     from attacks.evaluation.report import content_of, write_evaluation
     from attacks.store import AttackStore
     from detector.bundle import Bundle
+    from detector.memory import keep_freed_memory
 
+    keep_freed_memory()
     chosen, opened = protocol_named(protocol), Bundle(bundle, trust)
     splits = splits_of(opened.manifest.network.data, data_dir, image_size)
     strangers = splits_of(foreign, None, image_size).test if foreign is not None else None

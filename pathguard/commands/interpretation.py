@@ -55,7 +55,9 @@ def interpret(
     from detector.bundle import Bundle
     from detector.interpretation.census import ALWAYS
     from detector.interpretation.survey import make_usual_paths
+    from detector.memory import keep_freed_memory
 
+    keep_freed_memory()
     opened = Bundle(bundle, trust)
     splits = splits_of(data or opened.manifest.network.data, data_dir, image_size)
     grown = make_usual_paths(opened, splits)

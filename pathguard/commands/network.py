@@ -147,8 +147,9 @@ def _brought(
     mean, std = (_numbers(text) if text is not None else None for text in (pixel_mean, pixel_std))
     if (out / MANIFEST).exists():
         begun = Bundle(out, network if ":" in network else None)
-        wanted = {"network": network, **weights_facts(weights, mean, std)}
-        found = {"network": begun.manifest.network.name, **begun.manifest.training["backbone"]}
+        info = begun.manifest.network
+        wanted = {"network": network, "resize": resize, **weights_facts(weights, mean, std)}
+        found = {"network": info.name, "resize": info.spec.resize, **begun.manifest.training["backbone"]}
         for name, value in wanted.items():
             if found.get(name) != value:
                 raise typer.BadParameter(

@@ -6,8 +6,11 @@ import sys
 
 import pytest
 from PIL import Image
+from safetensors.torch import save_model
 
 from detector import bundle as bundles
+from detector.network.networks import build_network
+from detector.stages import import_backbone
 from pathguard import __version__
 from pathguard.cli import main
 from pathguard.commands import server
@@ -100,6 +103,25 @@ def test_a_mistake_gets_one_line_and_exit_code_1(run, arguments, message, tmp_pa
     assert len([line for line in err.splitlines() if "error:" in line]) == 1
     assert "Traceback" not in err
     assert out == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--network", "resnet8", "--resize"), "begun with resize True, got False; give another --out"),
+        (("--network", "resnet14"), "begun with network resnet14, got resnet8; give another --out"),
+        (("--network", "resnet8", "--pixel-mean", "0.1", "--pixel-std", "0.2"), "pixel_mean [0.1], got None; give"),
+    ],
+)
+def test_weights_that_were_brought_otherwise_are_not_gone_on_with(run, options, message, digits, tmp_path):
+    weights, brought = tmp_path / "w.safetensors", tmp_path / "brought"
+    save_model(build_network("resnet8", 1, 10), str(weights))
+    import_backbone("resnet8", weights, digits, brought)
+
+    code, _, err = run("decouple", *options, "--weights", weights, "--data", "fashion-mnist", "--out", brought)
+
+    assert code == 2
+    assert message in " ".join(err.replace("│", " ").split())
 
 
 @pytest.mark.parametrize(
