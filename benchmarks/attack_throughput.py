@@ -50,6 +50,7 @@ from detector.bundle import Bundle
 from detector.datasets import ImageSet
 from detector.errors import RequestError
 from detector.files import sha256_of
+from detector.memory import keep_freed_memory
 from detector.network.folding import fold_normalisation
 from pathguard.tables import Figure, show
 
@@ -206,6 +207,7 @@ def main(
 ) -> None:
     """Measure and print."""
     if suite is not None:
+        keep_freed_memory()  # as the command does
         attacked, backbone, digest = _attacked(weights, bundle)
         found = right_images(attacked, data_dir, images)
         rows = run_suite(suite, attacked, backbone, digest, found, recipes_named(suite), work)
