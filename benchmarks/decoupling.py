@@ -1,12 +1,14 @@
 """What decoupling costs and gives, on CIFAR-10: the ablation of the objective, the bars, and the speed of the gates.
 
-    python -m benchmarks.decoupling --data-dir DIR [--work DIR] [--only ROW,ROW] [--quick] [--json FILE]
+    python -m benchmarks.decoupling --data-dir DIR [--work DIR] [--only ROW,ROW] [--resnet56-weights FILE]
+                                    [--quick] [--json FILE]
 
 Every trained network is kept in the work folder: the same command goes on where an earlier one stopped; a finished row
 is read again, and one that was trained with another objective, schedule or backbone is refused. All rows start from the
 one backbone, of seed 0. An ablation row is one seed and ten epochs; the default is trained with the full schedule for
 three seeds (of gates, order of images, augmentation and noise). Networks are chosen on validation images; every figure
-is of the test images.
+is of the test images. ResNet-56 may begin with published weights instead of a training of its own
+(`--resnet56-weights`); those have seen the validation images too, so that its choice of an epoch rests on less.
 """
 
 import json as jsonlib
@@ -20,7 +22,7 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save, save_model
 from torch import nn
 from torch.fx.experimental.optimization import fuse
 
@@ -29,6 +31,7 @@ from attacks.recipes import RECIPES
 from attacks.selection import rightly_classified
 from benchmarks.masks import RandomMask, StaticMask, put_masks
 from benchmarks.onnx_sessions import WithGateLogits, onnx_call
+from benchmarks.published import load_published
 from benchmarks.report import Row, machine, print_rows, write_rows
 from benchmarks.timing import interleaved
 from detector.batches import best_device, device_of, to_pixels, to_tensor
@@ -48,7 +51,7 @@ from detector.network.training import accuracy, train_decoupled
 from detector.paths.encoder import encode, encode_set
 from detector.paths.path_encoding import PathEncoding
 from detector.paths.path_statistics import distinct_paths, flipped_bits, layer_figures
-from detector.stages import NETWORK_CHECKPOINTS, make_backbone, make_decoupled, probe_images
+from detector.stages import NETWORK_CHECKPOINTS, import_backbone, make_backbone, make_decoupled, probe_images
 from pathguard.progress import training_bar
 from pathguard.tables import show
 
@@ -119,6 +122,9 @@ def main(
         "runs/decoupling"
     ),
     only: Annotated[str, typer.Option(help="Rows by commas: ablation, seeds, resnet56, speed, or one name.")] = "",
+    resnet56_weights: Annotated[
+        Path | None, typer.Option(help="Published weights of its backbone (resnet56-4bfd9763.th); else it is trained.")
+    ] = None,
     threads: Annotated[int, typer.Option(help="Threads of torch.", min=1)] = 1,
     quick: Annotated[bool, typer.Option(help="Under a minute: the speed of the gates, and nothing trained.")] = False,
     json: Annotated[Path | None, typer.Option(help="File for the rows {figure, value, bar, met}.")] = None,
@@ -142,7 +148,7 @@ def main(
             if not wanted or wanted & {"seeds", f"seed{seed}"}:
                 trials.append(_default("resnet20", 0.7, seed, splits, work))
         if not wanted or "resnet56" in wanted:
-            trials.append(_default("resnet56", 0.6, 0, splits, work))
+            trials.append(_default("resnet56", 0.6, 0, splits, work, resnet56_weights))
     rows = [*_bars(trials, _peak_gb(work)), *_speed(quick)]
     if trials:
         show(f"CIFAR-10, 10,000 test images; {machine()}", [asdict(trial) for trial in trials])
@@ -184,9 +190,11 @@ def _ablated(name: str, splits: Splits, work: Path, keep: float = 0.7) -> Trial:
     return _measured(name, network.eval(), backbone, splits, made["minutes"], folder)
 
 
-def _default(name: str, keep: float, seed: int, splits: Splits, work: Path) -> Trial:
+def _default(
+    name: str, keep: float, seed: int, splits: Splits, work: Path, published: Path | None = None
+) -> Trial:  # fmt: skip
     """The default objective with the full schedule, trained unless it is there."""
-    bundle = _backbone(name, splits, work)
+    bundle = _backbone(name, splits, work, published)
     folder = work / f"{name}-seed{seed}" / f"keep{keep:g}"
     facts = folder / "facts.json"
     if not (folder / MANIFEST).exists():
@@ -205,9 +213,13 @@ def _default(name: str, keep: float, seed: int, splits: Splits, work: Path) -> T
     return _measured(f"{name} keep {keep:g} seed {seed}", network, backbone, splits, minutes, folder)
 
 
-def _backbone(name: str, splits: Splits, work: Path) -> Bundle:
+def _backbone(name: str, splits: Splits, work: Path, published: Path | None = None) -> Bundle:
     folder = work / f"{name}-backbone"
-    if not (folder / MANIFEST).exists():
+    if published is not None and not (folder / MANIFEST).exists():
+        weights = work / f"{published.stem}.safetensors"
+        save_model(load_published(published), str(weights))
+        import_backbone(name, weights, splits, folder)
+    elif not (folder / MANIFEST).exists():
         with training_bar(f"train {name}") as listen:
             make_backbone(name, splits, BACKBONE, folder, listen)
     return Bundle(folder)
