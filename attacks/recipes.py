@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from attacks.methods.auto import AutoAttack, AutoPGD
+from attacks.methods.fast_minimum_norm import FastMinimumNorm
 from attacks.methods.gradient import Ascent
 from attacks.methods.library import DDN, HopSkipJump, onepixel
 from attacks.methods.minimum_norm import CarliniWagner, DeepFool
@@ -34,6 +35,10 @@ APGD: Mapping[str, Setting] = {"steps": 100, "restarts": 1, "rho": 0.75}
 OFFICIAL: Mapping[str, Setting] = {"steps": 100, "targets": 9, "queries": 5000}
 CW: Mapping[str, Setting] = {"steps": 60, "searches": 2, "tries": 5, "start": 3.0, "rate": 0.2, "patience": 0.3}
 EAD: Mapping[str, Setting] = {"steps": 50, "searches": 5, "start": 10.0, "learning_rate": 0.01, "beta": 0.01}
+
+FMN: Mapping[str, Setting] = {
+    "steps": 100, "length": 1.0, "last_length": 0.01, "growth": 0.05, "last_growth": 0.001,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +138,7 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe("ddn", "l2", None, DDN, {"steps": 100}),
         Recipe("hopskipjump", "l2", None, HopSkipJump, {"steps": 20, "trials": 100}, costly=True),
         Recipe("ead", "l1", None, ElasticNet, EAD),
+        Recipe("fmn-l1", "l1", None, FastMinimumNorm, FMN),
         Recipe("jsma", "l0", None, SaliencyMap, {"share": 0.1, "up": True}, target="runner-up", costly=True),
         Recipe("sparsefool", "l0", None, SparseFool, {"steps": 10, "reach": 3.0}),
         Recipe("onepixel", "l0", None, onepixel, {"pixels": 1, "steps": 30, "population": 100}, costly=True),

@@ -179,9 +179,7 @@ CALLS: Mapping[str, Sequence[Call]] = {
         (ADV_LIB, "ddn", lambda o: {"steps": o["steps"]}),
         (ADV_LIB, "fmn", lambda o: {"norm": 2, "steps": o["steps"]}),
     ),
-    "ead": (
-        (FOOLBOX, "EADAttack", _ead),
-        (ADV_LIB, "fmn", lambda o: {"norm": 1, "steps": o["steps"] * o["searches"]}),
-    ),
+    "ead": ((FOOLBOX, "EADAttack", _ead),),
+    "fmn-l1": ((ADV_LIB, "fmn", lambda o: {"norm": 1, "steps": o["steps"]}),),
     "hopskipjump": ((FOOLBOX, "HopSkipJumpAttack", lambda o: {"steps": o["steps"]}),),
 }  # fmt: skip

@@ -55,7 +55,7 @@ from pathguard.tables import show
 
 COMPARED = (
     "fgsm", "fgsm-1", "bim-1", "mi-fgsm-1", "pgd", "pgd-1", "pgd-l2", "apgd-ce-1", "apgd-dlr-1", "apgd-l2", "deepfool",
-    "ddn", "cw", "ead", "hopskipjump",
+    "ddn", "cw", "ead", "fmn-l1", "hopskipjump",
 )  # fmt: skip
 # An attack that sees labels alone takes 6,000 passes of each image at its recipe's 20 steps: fewer, on both sides.
 FEWER_STEPS: Mapping[str, int] = {"hopskipjump": 3}
@@ -295,12 +295,17 @@ def _about(recipe: Recipe, peer: Peer | None, weights: str) -> dict[str, object]
 
 
 def best_rows(comparisons: Sequence[Comparison]) -> list[Row]:
-    """The nearest images of any of ours that seeks the smallest L2 change, beside the nearest of any of theirs."""
-    nearest = [one for one in comparisons if one.recipe.norm == "l2" and one.recipe.budget is None]
-    if not nearest:
-        return []
-    ours, theirs = (min(getattr(one, side).barred(one.recipe).median for one in nearest) for side in ("ours", "theirs"))
-    return [Row(figure="smallest median L2 of any of ours / of any of theirs", value=_ratio(ours, theirs), bar=1.05)]
+    """The nearest of ours that seeks the smallest L2 or L1 change, beside the nearest of theirs, by median."""
+    rows = []
+    for norm in ("l2", "l1"):
+        nearest = [one for one in comparisons if one.recipe.norm == norm and one.recipe.budget is None]
+        if nearest:
+            ours, theirs = (
+                min(getattr(one, side).barred(one.recipe).median for one in nearest) for side in ("ours", "theirs")
+            )
+            figure = f"smallest median {NORM_NAMES[norm]} of any of ours / of any of theirs"
+            rows.append(Row(figure=figure, value=_ratio(ours, theirs), bar=1.05))
+    return rows
 
 
 def _problem(network: nn.Module, batch: ImageSet, images: Tensor, labels: Tensor) -> Problem:

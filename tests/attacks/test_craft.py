@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from attacks.craft import ProbabilitiesWarning, craft
+from attacks.methods.fast_minimum_norm import within_l1
 from attacks.recipes import APGD, RECIPES, Recipe
 from detector.batches import to_tensor
 from detector.errors import RequestError
@@ -25,6 +26,7 @@ SHORT = {
     "hopskipjump": {"steps": 3},
     "onepixel": {"pixels": 2, "steps": 2, "population": 8},
     "ead": {"steps": 50},
+    "fmn": {"steps": 60},
     "ddn": {"steps": 60},
     "cw": {"steps": 30, "searches": 4},
     "jsma": {"share": 1.0},
@@ -151,14 +153,15 @@ def test_decisions_alone_lead_within_a_quarter_of_the_true_distance(gap):
     assert (crafted.l2 <= 1.25 * gap * 6).all()
 
 
-def test_the_smallest_sum_and_number_of_changes_are_found_too():
+@pytest.mark.parametrize("summing", ["ead", "fmn-l1"])
+def test_the_smallest_sum_and_number_of_changes_are_found_too(summing):
     weights = torch.linspace(0.1, 1, 36)
     network, labels = WeightedSum(weights, 19.0), torch.zeros(2, dtype=torch.long)
     images = levels(torch.full((2, 1, 6, 6), 230 / 255))
     gap = 19.0 - 230 / 255 * weights.sum().item()
     room = 25 / 255 * weights.flip(0).cumsum(0)  # what the steepest 1, 2, ... values can do, each from 230 to 255
 
-    by_sum = craft(RECIPES["ead"], network, images, labels)
+    by_sum = craft(RECIPES[summing], network, images, labels)
     by_number = craft(RECIPES["sparsefool"], network, images, labels)
 
     fewest = int((room < gap).sum()) + 1
@@ -167,6 +170,21 @@ def test_the_smallest_sum_and_number_of_changes_are_found_too():
     assert (by_sum.l1 <= 1.25 * least).all()
     assert by_number.fooled.all()
     assert (by_number.l0 <= 1.25 * fewest).all()
+
+
+def test_changes_are_projected_onto_the_l1_ball_and_the_box_as_by_hand():
+    changes = torch.tensor([[3.0, -1.0, 0.5, 0.0], [0.9, -0.4, 0.1, 0.0], [0.1, -0.2, 0.0, 0.3], [1.0, 2.0, -3.0, 4.0]])
+    images = torch.tensor([0.25, 0.75, 0.5, 0.0]).expand(4, 4)
+    radius = torch.tensor([1.0, 0.5, 1.0, float("inf")])
+
+    projected = within_l1(changes.view(4, 1, 2, 2), radius, images.view(4, 1, 2, 2)).view(4, 4)
+
+    # The first value may rise by 0.75 at most: 0.75 is taken off each change, so that the second has 0.25 left.
+    assert torch.allclose(projected[0], torch.tensor([0.75, -0.25, 0.0, 0.0]), atol=1e-6)
+    # 0.4 is taken off, and nothing is left of the second.
+    assert torch.allclose(projected[1], torch.tensor([0.5, 0.0, 0.0, 0.0]), atol=1e-6)
+    assert torch.equal(projected[2], changes[2])
+    assert torch.equal(projected[3], torch.tensor([0.75, 0.25, -0.5, 1.0]))
 
 
 @pytest.mark.parametrize(

@@ -136,10 +136,10 @@ def test_the_bar_is_two_points_of_success_and_five_percent_of_distance(ours, the
 def test_the_best_of_ours_is_held_against_the_best_of_theirs():
     rows = best_rows([
         comparison(RECIPES["cw"], (90, 1.0), (80, 3.0)), comparison(RECIPES["ddn"], (90, 4.0), (70, 2.0)),
-        comparison(RECIPES["ead"], (90, 0.1), (70, 0.1)),
+        comparison(RECIPES["ead"], (90, 0.3), (70, 0.1)), comparison(RECIPES["fmn-l1"], (90, 0.2), (70, 0.4)),
     ])  # fmt: skip
 
-    assert [row.value for row in rows] == [0.5]
+    assert [row.value for row in rows] == [0.5, 2.0]
     assert best_rows([comparison(RECIPES["pgd"], (90, 1.0), (80, 3.0))]) == []
 
 
