@@ -45,7 +45,10 @@ def show(title: str, rows: Rows, as_json: bool = False) -> None:
     if as_json:
         print(json.dumps([finite(row) for row in rows], indent=2))
         return
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    console = Console()
+    if title:  # not by the table, which would fold it to its own width
+        console.print(title, style="italic", highlight=False, markup=False, soft_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD)
     columns = list(rows[0]) if rows else []
     if len(rows) == 1 and len(columns) > WIDEST:
         table.add_column(overflow="fold")
@@ -53,11 +56,11 @@ def show(title: str, rows: Rows, as_json: bool = False) -> None:
         for column, value in rows[0].items():
             table.add_row(column.replace("_", " "), cell_text(value))
         table.show_header = False
-        Console().print(table)
+        console.print(table)
         return
     for column in columns:
         numeric = all(isinstance(row[column], int | float | Figure) for row in rows)
         table.add_column(column.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(cell_text(row[column]) for column in columns))
-    Console().print(table)
+    console.print(table)

@@ -1,11 +1,13 @@
 """`pathguard attack` and `pathguard report`: attacked images on disk, and what became of them."""
 
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
@@ -43,7 +45,7 @@ def attack(
     chosen = recipes_named(recipes)
     opened = Bundle(bundle, trust)
     splits = splits_of(opened.manifest.network.data, data_dir, image_size)
-    with workers_of(ray) as workers, attack_bar("attack") as listen:
+    with workers_of(ray) as workers, attack_bar("attack") as listen, _warned_in_one_line():
         rows = make_attacks(opened, splits, chosen, out, limit, seed, shard_images, listen, workers=workers)
     if json_:
         show("", [asdict(row) for row in rows], as_json=True)
@@ -76,6 +78,28 @@ def report(
         _print_split(split, [one.figures for one in summaries])
     print(f"page: {made.page}")
     print(f"and {len(made.pictures)} pictures beside it: {', '.join(picture.name for picture in made.pictures)}")
+
+
+@contextmanager
+def _warned_in_one_line() -> Iterator[None]:
+    """Within it, what attacks warn of is a line for a person; other warnings still say where they come from."""
+    from attacks.craft import ProbabilitiesWarning
+
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def showwarning(
+            message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:  # fmt: skip
+            if issubclass(category, ProbabilitiesWarning):
+                print(f"warning: {message}", file=sys.stderr)
+            else:
+                usual(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = showwarning
+        warnings.simplefilter("default", ProbabilitiesWarning)
+        yield
 
 
 def _print_split(split: str, figures: "Sequence[AttackFigures]") -> None:

@@ -5,10 +5,15 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import save_model
+from torch import nn
 
 from detector import bundle as bundles
+from detector.bundle import NetworkInfo
+from detector.datasets import load_splits
+from detector.network.decouple import decouple
 from detector.network.networks import build_network
 from detector.stages import import_backbone
 from pathguard import __version__
@@ -206,6 +211,31 @@ def test_json_of_a_training_run_is_all_that_stands_on_standard_output(run, photo
 
     assert code == 0
     assert set(json.loads(out)[0]) == {"accuracy", "images"}
+
+
+def giving_probabilities(channels, classes):
+    return nn.Sequential(build_network("resnet8", channels, classes), nn.Softmax(dim=1))
+
+
+def test_attacks_warn_in_one_line_of_a_network_that_gives_probabilities(run, photos, tmp_path):
+    torch.manual_seed(0)
+    name, splits = f"{__name__}:giving_probabilities", load_splits(f"folder:{photos}")
+    backbone = giving_probabilities(splits.train.spec.channels, 2)
+    info = NetworkInfo(name, splits.train.class_names, splits.train.spec, splits.train.name, splits.train.digest)
+    bundle = bundles.begin_bundle(tmp_path / "bundle", info, backbone, {"figures": {}})
+    gates = bundles.GatesInfo(0.7, True, "pathguard")
+    bundles.add_network(bundle, bundle.folder, gates, decouple(backbone), {"figures": {}})
+
+    code, out, err = run(
+        "attack", "--bundle", bundle.folder, "--trust", name, "--recipes", "fgsm,pgd", "--out", tmp_path / "attacks"
+    )
+
+    assert code == 0
+    assert "pgd" in out
+    told = [line for line in err.splitlines() if "probabilities" in line]
+    assert len(told) == 1
+    assert told[0].startswith("warning: expected logits, got probabilities")
+    assert ".py" not in err
 
 
 def test_a_report_prints_a_table_of_each_split_or_json_and_names_its_page(run, tmp_path):

@@ -59,3 +59,11 @@ def test_a_lone_row_of_many_columns_stands_upright(capsys):
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert lines[1] == ["column0", "0"]
     assert lines[-2:] == [["images", "cw", "3,", "pgd", "4"], ["none", "none"]]
+
+
+def test_a_title_wider_than_its_table_stands_on_one_line(capsys):
+    title = "medians over what fooled, passes of each image"
+
+    show(title, [{"name": "a", "value": 1}])
+
+    assert capsys.readouterr().out.splitlines()[0] == title
