@@ -87,9 +87,9 @@ def craft(
         lengths: L2 lengths of the changes that noise is to match, pixels in [0, 1], `(batch,)`.
 
     Raises:
-        RequestError: an image is not finite or leaves [0, 1], a label or target is none of the network's classes, a
-            target is the right label, the budget is larger than any change, or the backbone or detector that the
-            recipe needs is missing.
+        RequestError: there is no image, one is not finite or leaves [0, 1], a label or target is none of the network's
+            classes, a target is the right label, the budget is larger than any change, the backbone or detector that
+            the recipe needs is missing, or what the attack made is not finite.
     """
     images, labels = images.detach().contiguous(), labels.detach()
     ids = np.arange(len(images)) if ids is None else ids
@@ -118,6 +118,11 @@ def craft(
         with gated.frozen_gates() if gated else nullcontext():
             wanted = None if lengths is None else torch.from_numpy(lengths).to(images)
             points = recipe.attack()(Problem(victim, images, labels, targets, draws, ids, known, wanted))
+        if not torch.isfinite(points).all():  # they would be judged as they are, and stored as something else
+            raise RequestError(
+                f"expected finite pixels of {recipe.name}, got some that are not: a gradient of the network is not "
+                "finite, or a setting of the recipe is too large"
+            )
         final = rounded(points)
         logits = _in_parts(network, final)
         predicted = logits.argmax(dim=1)
@@ -153,11 +158,13 @@ def _in_parts(network: nn.Module, images: Tensor) -> Tensor:
 
 
 def _check_images(recipe: Recipe, images: Tensor) -> None:
+    if len(images) == 0:
+        raise RequestError(f"expected images for {recipe.name} to attack, got none")
     if not torch.isfinite(images).all() or images.min() < 0 or images.max() > 1:
         raise RequestError(f"expected pixels in [0, 1], got {images.min().item():g} to {images.max().item():g}")
-    values = images[0].numel() if len(images) else 0
+    values = images[0].numel()
     largest = {"linf": 1.0, "l2": values**0.5}.get(recipe.norm or "", float(values))
-    if recipe.budget is not None and len(images) and recipe.budget > largest:
+    if recipe.budget is not None and recipe.budget > largest:
         raise RequestError(
             f"expected a budget of at most {largest:g} for {recipe.name} ({recipe.norm}) on images of {values} values, "
             f"got {recipe.budget:g}"
@@ -166,12 +173,12 @@ def _check_images(recipe: Recipe, images: Tensor) -> None:
 
 def _check_labels(what: str, labels: Tensor, logits: Tensor) -> None:
     classes = logits.shape[1]
-    if len(labels) and (labels.min() < 0 or labels.max() >= classes):
+    if labels.min() < 0 or labels.max() >= classes:
         raise RequestError(f"expected {what} from 0 to {classes - 1}, got {labels.min()} to {labels.max()}")
 
 
 def _warn_of_probabilities(logits: Tensor) -> None:
-    if len(logits) and (logits >= 0).all() and ((logits.sum(dim=1) - 1).abs() < 1e-4).all():
+    if (logits >= 0).all() and ((logits.sum(dim=1) - 1).abs() < 1e-4).all():
         warnings.warn(
             "expected logits, got probabilities (each row sums to 1): gradients vanish where the network is sure, and "
             "attacks look weaker than they are",

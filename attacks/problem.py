@@ -118,6 +118,8 @@ class Problem:
 
     def goal_of(self, points: Tensor, rows: Tensor) -> Tensor:
         """Whether `points` as they are reach the goal, `(rows,)`."""
+        if len(rows) == 0:  # a network that flattens by `view(len(images), -1)` takes no empty batch
+            return torch.zeros_like(rows, dtype=torch.bool)
         if self.watcher is None:
             return self.is_goal(self.network(points, rows), rows)
         predicted, scores = self.watcher.judge(self.network.counted(points, rows))

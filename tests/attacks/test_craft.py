@@ -347,6 +347,35 @@ def test_images_that_are_not_contiguous_are_taken(recipe):
     assert attack(recipe, network, images, network(images).argmax(dim=1)).pixels.shape == (2, 8, 8, 1)
 
 
+class Flattening(nn.Module):
+    """Flattens by `view`, as many networks do, which takes no empty batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(36, 3)
+
+    def forward(self, images):
+        return self.linear(images.view(images.size(0), -1))
+
+
+@every_recipe
+def test_a_network_that_takes_no_empty_batch_is_attacked_too(recipe):
+    network, images = Flattening(), levels(torch.rand(4, 1, 6, 6))
+    with pytest.raises(RuntimeError):
+        network(images[:0])
+
+    crafted = attack(recipe, network, images, network(images).argmax(dim=1))
+
+    assert crafted.pixels.shape == (4, 6, 6, 1)
+
+
+def test_what_is_not_finite_is_neither_judged_nor_stored():
+    lost = Recipe("lost", "linf", 1.0, lambda eps: lambda problem: problem.images * float("nan"))
+
+    with pytest.raises(RequestError, match="expected finite pixels of lost, got some that are not"):
+        craft(lost, MeanBoundary(), grey_images(0.4), torch.zeros(4, dtype=torch.long))
+
+
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
@@ -354,6 +383,7 @@ def test_images_that_are_not_contiguous_are_taken(recipe):
         (torch.full((1, 1, 6, 6), -0.1), [0], r"expected pixels in \[0, 1\], got -0.1 to -0.1"),
         (torch.full((1, 1, 6, 6), float("nan")), [0], r"expected pixels in \[0, 1\], got nan"),
         (torch.full((1, 1, 6, 6), float("inf")), [0], r"expected pixels in \[0, 1\], got inf"),
+        (torch.zeros(0, 1, 6, 6), [], "expected images for fgsm to attack, got none"),
         (torch.zeros(1, 1, 6, 6), [2], "expected labels from 0 to 1, got 2 to 2"),
         (torch.zeros(1, 1, 6, 6), [-1], "got -1 to -1"),
     ],
