@@ -22,6 +22,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from attacks.negatives import CORRUPTED
 from attacks.recipes import RECIPES, Recipe, Setting
 from detector.errors import RequestError
 
@@ -77,7 +78,7 @@ def _recipe(name: str, described: Any, file: Path, ours: Mapping[str, Recipe]) -
         raise RequestError(f"expected a [NAME] for each recipe in {file}, got the key {name!r} outside of any")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise RequestError(f"expected a name of letters, digits, '.', '-' and '_' in {file}, got {name!r}")
-    if name in ours:
+    if name in ours or name.startswith("noise-") or name in {recipe.name for recipe in CORRUPTED}:
         raise RequestError(f"expected a name of its own in {where}, got that of a recipe of ours; call it my-{name}")
     kind = described.get("kind")
     if not isinstance(kind, str) or kind not in ours:

@@ -120,6 +120,8 @@ def test_a_file_describes_recipes_that_start_from_ours(tmp_path):
         ("[a]\nkind = 3", "expected a kind in .*; got 3"),
         ('kind = "pgd"', "got the key 'kind' outside of any"),
         ('[pgd]\nkind = "pgd"', "call it my-pgd"),
+        ('[fog-3]\nkind = "pgd"', "call it my-fog-3"),
+        ('[noise-pgd]\nkind = "pgd"', "call it my-noise-pgd"),
         ('["a/b"]\nkind = "pgd"', "expected a name of letters"),
         ('[a]\nkind = "pgd"\nbudget = 0', "expected a budget above 0 to 1 .* for the attack a, got 0"),
         ('[a]\nkind = "pgd"\nbudget = 300', "expected a budget above 0 to 1 .* got 300"),
