@@ -28,7 +28,7 @@ from benchmarks.server import server_process
 from detector.bundle import Bundle
 from detector.datasets import Splits, describe, load_splits
 from detector.images import Pixels, encode_png
-from detector.network.schedule import Schedule
+from detector.network.schedule import DECOUPLING, Schedule
 from detector.paths.path_encoding import PathEncoding
 from detector.pictures import draw_path_pair
 from detector.scoring.evaluation import DetectionFigures, FalseAlarmFigures, detection_figures, false_alarm_figures
@@ -64,7 +64,7 @@ class Size:
 
 FULL: Mapping[str, Size] = {
     "fashion-mnist": Size("resnet8", None, Schedule(3, learning_rate=0.2), Schedule(3, learning_rate=0.05), 1500),
-    "cifar10": Size("resnet20", None, Schedule(40, learning_rate=0.15), Schedule(16, learning_rate=0.05), 4000),
+    "cifar10": Size("resnet20", None, Schedule(40, learning_rate=0.15), DECOUPLING, 4000),
 }
 
 

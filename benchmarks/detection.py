@@ -36,7 +36,7 @@ from benchmarks.report import Row, machine, print_rows, write_rows
 from detector.bundle import MANIFEST, Bundle
 from detector.datasets import ImageSet, Splits, cut, load_splits
 from detector.images import ImageSpec, Pixels
-from detector.network.schedule import Schedule
+from detector.network.schedule import DECOUPLING, Schedule
 from detector.paths.features import ALL
 from detector.stages import make_backbone, make_decoupled
 from pathguard.progress import attack_bar, training_bar
@@ -72,8 +72,7 @@ class Plan:
 
 PLANS: Mapping[str, Plan] = {
     name: Plan(
-        keep, Schedule(epochs=60, learning_rate=rate, cycles=2), Schedule(epochs=16, learning_rate=0.05), ATTACKS, None,
-        PROTOCOLS["full"],
+        keep, Schedule(epochs=60, learning_rate=rate, cycles=2), DECOUPLING, ATTACKS, None, PROTOCOLS["full"],
     )
     for name, keep, rate in (("resnet20", 0.7, 0.15), ("resnet56", 0.6, 0.15), ("vggnet", 0.7, 0.05))
 }  # fmt: skip

@@ -48,14 +48,14 @@ SHIPPED: Mapping[str, Recipe] = {
     "fashion-mnist-resnet8": Recipe(
         data="fashion-mnist",
         train="--network resnet8 --epochs 12 --learning-rate 0.2",
-        decouple="--keep 0.7 --epochs 12",
+        decouple="--keep 0.7 --epochs 12 --settle 0",
         attacks="fgsm,pgd,pgd-2,pgd-l2,deepfool,cw",
         limit=2000,
     ),
     "cifar10-resnet20": Recipe(
         data="cifar10",
         train="--network resnet20 --epochs 60 --cycles 2 --learning-rate 0.15",
-        decouple="--keep 0.7 --epochs 16",
+        decouple="--keep 0.7 --epochs 16 --settle 0",
         attacks="fgsm,pgd,pgd-2,pgd-l2,pgd-end,pgd-end-2,pgd-l2-end,deepfool,cw",
         limit=1500,
     ),

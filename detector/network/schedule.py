@@ -60,3 +60,7 @@ class Schedule:
         if within < warm_up:
             return self.learning_rate * (within + 0.01) / (warm_up + 0.01)
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (within - warm_up) / (1 - warm_up)))
+
+
+# How `pathguard decouple` trains where nothing else is said.
+DECOUPLING = Schedule(epochs=24, learning_rate=0.05, settling=0.4)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from detector.network.schedule import DECOUPLING, Schedule
 from pathguard.commands.options import Data, DataDir, ImageSize, Json, Ray, Seed, Trust, splits_of
 from pathguard.progress import training_bar
 from pathguard.tables import row_of, show
@@ -41,7 +42,6 @@ def train(
 ) -> None:
     """Train a plain backbone: the first stage of a bundle. Run again to go on after an interruption."""
     from detector.memory import keep_freed_memory
-    from detector.network.schedule import Schedule
     from detector.stages import make_backbone
 
     keep_freed_memory()
@@ -89,12 +89,12 @@ def decouple(
         str, typer.Option(help="Gate only convolutions with such names, by commas, with * and ?; else all that can be.")
     ] = "",
     objective: Annotated[str, typer.Option(help="Loss: pathguard, or li2020 as published.")] = "pathguard",
-    epochs: Annotated[int, typer.Option(help="Passes over the training images.", min=1)] = 16,
-    batch: Annotated[int, typer.Option(help="Images per step.", min=2)] = 128,
-    learning_rate: Annotated[float, typer.Option(help="Its peak.")] = 0.05,
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.", min=1)] = DECOUPLING.epochs,
+    batch: Annotated[int, typer.Option(help="Images per step.", min=2)] = DECOUPLING.batch,
+    learning_rate: Annotated[float, typer.Option(help="Its peak.")] = DECOUPLING.learning_rate,
     settle: Annotated[
         float, typer.Option(help="Share of the training, at its end, in which the gates are held; in [0, 1).")
-    ] = 0.0,
+    ] = DECOUPLING.settling,
     flip: Annotated[bool, typer.Option(help="Mirror half of the training images.")] = True,
     limit: Annotated[int | None, typer.Option(help="Train on the first N images only.", min=1)] = None,
     seed: Seed = 0,
@@ -110,7 +110,6 @@ def decouple(
     from detector.bundle import Bundle
     from detector.memory import keep_freed_memory
     from detector.network.networks import NETWORKS
-    from detector.network.schedule import Schedule
     from detector.stages import make_decoupled
 
     keep_freed_memory()
