@@ -10,6 +10,8 @@ pixels and gives labels, probabilities, scores, p-values and paths. Repetitions 
 A network whose filters are cut to as many multiply-accumulates, the same for all images, stands beside: what static
 pruning would give, at whatever accuracy. As in the server, memory that was freed is kept, by all sides.
 
+`--only layers` tells what each layer of a batch takes in the compiled kernel, and what it would in other ways.
+
 With a trained bundle the labels of the engine are held against the masked network's on all test images, and, with what
 `python -m benchmarks.curves` has trained from it, accuracy is told against multiply-accumulates and milliseconds, for
 decoupled and for statically pruned networks.
@@ -36,7 +38,7 @@ import torch
 import typer
 from torch import nn
 
-from benchmarks import curve_points, gpu
+from benchmarks import curve_points, gpu, layers
 from benchmarks.curve_picture import draw_curves
 from benchmarks.curve_points import Curves, Point
 from benchmarks.curves import BUNDLE
@@ -50,7 +52,7 @@ from detector.bundle import MANIFEST, Bundle
 from detector.engines.choice import FASTEST, Choice, agreement_of, choose_engine, smooth_images
 from detector.engines.cuda import CudaEngine
 from detector.engines.engine import Engine
-from detector.engines.kernel import KernelEngine
+from detector.engines.kernel import GROUP, KernelEngine
 from detector.engines.kernel_score import KernelScore
 from detector.engines.masked import MaskedEngine
 from detector.engines.program import program_of
@@ -75,7 +77,7 @@ KEEP = 0.6
 VGG16 = ((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3)
 # Network -> side of its images, classes; bars of eager, best engine, batch 32.
 SIZES = {"resnet20": (32, 10), "resnet56": (32, 10), "resnet18": (224, 1000), "vgg16": (224, 1000)}
-PARTS = (*SIZES, "gpu", "curves")
+PARTS = (*SIZES, "layers", "gpu", "curves")
 # Classes -> what the score reads. How much better the best other class explains a path is asked of every class: with a
 # thousand of them that costs more than it is worth.
 FEATURES = {10: "all", 1000: "bits+gates+margins"}
@@ -137,6 +139,10 @@ def main(
     for name in SIZES:
         found = kept.measured(name, partial(_measured_values, name, quick)) if name in wanted else None
         rows += _network_rows(name, None if found is None else Measured(**found))
+    for name in SIZES if "layers" in wanted else ():
+        found = kept.measured(f"{name}-layers", partial(_measured_layers, name))
+        show(f"{name}, {GROUP} images: what each takes of a step", found["steps"])
+        rows += layers.rows_of(name, found["steps"], GROUP)
     has_gpu = "gpu" in wanted and torch.cuda.is_available()
     on_gpu = torch.cuda.get_device_name() if has_gpu else "no NVIDIA GPU"
     for name in SIZES:
@@ -385,6 +391,15 @@ def _measure(name: str, quick: bool) -> Measured:
         at_most = _peak("plain", name)
         memory, served = _peak("ours", name) / at_most, _peak("served", name) / at_most
     return Measured(one, many, macs, float(evidence.path.bits.mean()), verdict, found.labels, memory, served)
+
+
+def _measured_layers(name: str) -> dict[str, Any]:
+    torch.manual_seed(0)
+    backbone, spec = build(name)
+    network = decouple(backbone, KEEP)
+    settle(network, to_tensor(smooth_images(spec, GROUP, seed=1), CPU))
+    program = program_of(network.eval(), spec)
+    return {"steps": layers.measure(program, smooth_images(spec, GROUP, seed=8), 20 if spec.height < 100 else 2)}
 
 
 def _measured_on_gpu(name: str) -> dict[str, dict[str, float]]:

@@ -6,8 +6,8 @@ may be chosen, its answers are held against those of the masked network.
 
 import logging
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -21,6 +21,7 @@ from detector.engines.masked import MaskedEngine
 from detector.engines.onnx import OnnxEngine
 from detector.engines.program import Program, program_of
 from detector.engines.sliced import SlicedEngine
+from detector.engines.together import choose_together, report
 from detector.errors import EngineError, RequestError
 from detector.images import ImageSpec, Pixels
 from detector.network.decouple import GatedNet
@@ -101,11 +102,13 @@ class Choice:
         engines: images at least -> the engine for batches from there on; the first is for one image.
         milliseconds: engine -> images -> median time of a batch, as measured.
         refused: engine -> why it is not there.
+        remarks: what engines chose among themselves by measuring, a line each.
     """
 
     engines: Mapping[int, Engine]
     milliseconds: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
+    remarks: Sequence[str] = ()
 
     @property
     def name(self) -> str:
@@ -137,7 +140,7 @@ class Choice:
             f"engine {name}: " + ", ".join(f"{images} images in {taken:.3g} ms" for images, taken in times.items())
             for name, times in self.milliseconds.items()
         ]
-        return [*lines, *(f"no engine {name}: {why}" for name, why in self.refused.items())]
+        return [*lines, *self.remarks, *(f"no engine {name}: {why}" for name, why in self.refused.items())]
 
     def answer(self, pixels: Pixels) -> Answers:
         """As `Engine.answer`, by the engine for so many images."""
@@ -184,6 +187,8 @@ def choose_engine(
         return Choice({1: masked})
     engines: dict[str, Engine] = {"masked": masked}
     refused: dict[str, str] = {}
+    remarks: list[str] = []
+    images = smooth_images(spec, max(BATCHES))
     make: dict[str, Callable[[], Engine]] = {"cuda": lambda: CudaEngine(masked.network, spec, score)}
     try:
         program = program_of(masked.network, spec)  # what is folded already is not copied, but read by all engines
@@ -191,8 +196,7 @@ def choose_engine(
         _log.warning("no engine that skips is there: %s", error)
         refused = dict.fromkeys(_OF_PROGRAMS, str(error))
     else:
-        make |= {name: partial(_made, name, program, score, never_open) for name in _OF_PROGRAMS}
-    images = smooth_images(spec, max(BATCHES))
+        make |= {name: partial(_made, name, program, score, never_open, images, remarks) for name in _OF_PROGRAMS}
     expected = masked.answer(images[:4]).evidence
     for name in sorted(make, key=lambda name: name != wanted):
         try:
@@ -207,7 +211,7 @@ def choose_engine(
         else:
             if found.exact and wrong <= SCORE_TOLERANCE:
                 if name == wanted:
-                    return Choice({1: made}).uncounted()
+                    return Choice({1: made}, remarks=remarks).uncounted()
                 engines[name] = made
                 continue
             refused[name] = (
@@ -219,13 +223,28 @@ def choose_engine(
             _log.warning("engine %s was asked for, another serves: %s", name, refused[name])
     if len(engines) == 1:
         return Choice({1: masked}, refused=refused)
-    return _fastest(engines, images, refused, _HOPELESS if device.type == "cpu" else np.inf).uncounted()
+    chosen = _fastest(engines, images, refused, _HOPELESS if device.type == "cpu" else np.inf)
+    return replace(chosen, remarks=remarks).uncounted()
 
 
-def _made(name: str, program: Program, score: LinearScore | None, never_open: Bits | None) -> Engine:
+def _made(
+    name: str,
+    program: Program,
+    score: LinearScore | None,
+    never_open: Bits | None,
+    images: Pixels,
+    remarks: list[str],
+) -> Engine:
     threads = torch.get_num_threads()
+
+    def kernel(program: Program) -> Engine:
+        made = KernelEngine(program, score, threads)
+        choose_together(made, images)
+        remarks.append(report(made))
+        return made
+
     make: Mapping[str, Callable[[Program], Engine]] = {
-        "kernel": lambda program: KernelEngine(program, score, threads),
+        "kernel": kernel,
         "onnx": lambda program: OnnxEngine(program, score, threads),
         "sliced": SlicedEngine,
     }

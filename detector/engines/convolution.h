@@ -1,4 +1,4 @@
-/* The register-blocked inner loop of the convolution, for one instruction set.
+/* The inner loops, for one instruction set: of the convolution, register-blocked, then of all else.
  *
  * Included once for each set, with these defined:
  *   NAME(x)   a name of its own for each set
@@ -14,24 +14,32 @@
 typedef float NAME(vector) __attribute__((vector_size(4 * LANES)));
 typedef float NAME(unaligned) __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef int32_t NAME(mask) __attribute__((vector_size(4 * LANES)));
+typedef double NAME(doubles) __attribute__((vector_size(4 * LANES)));
+typedef double NAME(unaligned_doubles) __attribute__((vector_size(4 * LANES), aligned(8)));
 
 static inline __attribute__((always_inline)) TARGET void NAME(block)(
     const struct window *w, const float *const *weights, const float *biases, float *const *outputs,
     const float *const *added, const int filters, const int vectors, int64_t pixel, int last)
 {
     NAME(vector) sums[FILTERS][4];
+    int64_t place[4]; /* of each vector in the input */
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; v++) {
+        const int64_t at = pixel + v * LANES;
+        place[v] = at + (uint32_t)at / (uint32_t)w->width * w->gap;
+    }
 #pragma GCC unroll 8
     for (int f = 0; f < filters; f++)
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; v++) sums[f][v] = (NAME(vector)){0} + biases[f];
     for (int i = 0; i < w->inputs; i++) {
-        const float *input = w->input[i] + pixel;
+        const float *input = w->input[i];
         const int64_t from = (int64_t)w->channel[i] * w->taps;
         for (int t = 0; t < w->taps; t++) {
             const float *tap = input + w->offset[t];
             NAME(vector) pixels[4];
 #pragma GCC unroll 4
-            for (int v = 0; v < vectors; v++) pixels[v] = *(const NAME(unaligned) *)(tap + v * LANES);
+            for (int v = 0; v < vectors; v++) pixels[v] = *(const NAME(unaligned) *)(tap + place[v]);
 #pragma GCC unroll 8
             for (int f = 0; f < filters; f++) {
                 const float weight = weights[f][from + t];
@@ -91,6 +99,18 @@ static void NAME(convolve)(
     }
 }
 
+/* sum of a vector, halved again and again: one lane after the other would wait for each addition. */
+static inline __attribute__((always_inline)) TARGET float NAME(total)(NAME(vector) vector)
+{
+    float lanes[LANES];
+    memcpy(lanes, &vector, sizeof lanes);
+#pragma GCC unroll 4
+    for (int half = LANES / 2; half; half /= 2)
+#pragma GCC unroll 8
+        for (int lane = 0; lane < half; lane++) lanes[lane] += lanes[lane + half];
+    return lanes[0];
+}
+
 /* sum of a * b over `count` floats. */
 static TARGET __attribute__((noinline)) float NAME(dot)(const float *a, const float *b, int64_t count)
 {
@@ -103,8 +123,7 @@ static TARGET __attribute__((noinline)) float NAME(dot)(const float *a, const fl
     for (; i + LANES <= count; i += LANES)
         sums[0] += *(const NAME(unaligned) *)(a + i) * *(const NAME(unaligned) *)(b + i);
     sums[0] += sums[1] + sums[2] + sums[3];
-    float sum = 0;
-    for (int lane = 0; lane < LANES; lane++) sum += sums[0][lane];
+    float sum = NAME(total)(sums[0]);
     for (; i < count; i++) sum += a[i] * b[i];
     return sum;
 }
@@ -119,8 +138,101 @@ static TARGET __attribute__((noinline)) float NAME(sum)(const float *a, int64_t 
         for (int v = 0; v < 4; v++) sums[v] += *(const NAME(unaligned) *)(a + i + v * LANES);
     for (; i + LANES <= count; i += LANES) sums[0] += *(const NAME(unaligned) *)(a + i);
     sums[0] += sums[1] + sums[2] + sums[3];
-    float sum = 0;
-    for (int lane = 0; lane < LANES; lane++) sum += sums[0][lane];
+    float sum = NAME(total)(sums[0]);
     for (; i < count; i++) sum += a[i];
     return sum;
+}
+
+/* The same of four rows of b, `stride` floats apart, added to `sums`; the four rows behind them are sent for. */
+static TARGET __attribute__((noinline)) void NAME(dots)(const float *a, const float *b, int64_t stride, int64_t count,
+                                                        float *sums)
+{
+    NAME(vector) parts[4] = {{0}, {0}, {0}, {0}};
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        const NAME(vector) values = *(const NAME(unaligned) *)(a + i);
+#pragma GCC unroll 4
+        for (int row = 0; row < 4; row++) {
+            parts[row] += values * *(const NAME(unaligned) *)(b + row * stride + i);
+            __builtin_prefetch(b + (row + 4) * stride + i, 0, 2);
+        }
+    }
+    for (int row = 0; row < 4; row++) {
+        sums[row] += NAME(total)(parts[row]);
+        for (int64_t rest = i; rest < count; rest++) sums[row] += a[rest] * b[row * stride + rest];
+    }
+}
+
+/* sum of (a - b) * (a - b) over `count` floats. */
+static TARGET __attribute__((noinline)) float NAME(distance)(const float *a, const float *b, int64_t count)
+{
+    NAME(vector) sums = {0};
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        const NAME(vector) apart = *(const NAME(unaligned) *)(a + i) - *(const NAME(unaligned) *)(b + i);
+        sums += apart * apart;
+    }
+    float sum = NAME(total)(sums);
+    for (; i < count; i++) sum += (a[i] - b[i]) * (a[i] - b[i]);
+    return sum;
+}
+
+/* Adds `values` x `rows` to `sums`, all of `width` floats. */
+static TARGET __attribute__((noinline)) void NAME(spread)(float *restrict sums, const float *restrict rows,
+                                                          const float *restrict values, int width)
+{
+    for (int row = 0; row < width; row++)
+        for (int k = 0; k < width; k++) sums[k] += values[row] * rows[(int64_t)row * width + k];
+}
+
+/* Some `vectors` of the sums below, which stay in registers. */
+static inline __attribute__((always_inline)) TARGET void NAME(weigh_some)(
+    double *sums, int width, const double *weights, const int32_t *rows, const double *values, int count,
+    const int vectors)
+{
+    NAME(doubles) held[4];
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; v++) held[v] = *(NAME(unaligned_doubles) *)(sums + v * (LANES / 2));
+    for (int i = 0; i < count; i++) {
+        const double *row = weights + (int64_t)(rows ? rows[i] : i) * width;
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) held[v] += *(const NAME(unaligned_doubles) *)(row + v * (LANES / 2)) * values[i];
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; v++) *(NAME(unaligned_doubles) *)(sums + v * (LANES / 2)) = held[v];
+}
+
+/* Adds `count` values times their rows of `width` weights to `sums`: those numbered `rows`, null for the first ones.
+ * Up to seven doubles behind the sums are overwritten, and as many behind the last row read. */
+static TARGET __attribute__((noinline)) void NAME(weigh)(double *sums, int width, const double *weights,
+                                                         const int32_t *rows, const double *values, int count)
+{
+    for (int k = 0; k < width; k += 4 * (LANES / 2)) {
+        switch ((width - k + LANES / 2 - 1) / (LANES / 2)) {
+        case 1: NAME(weigh_some)(sums + k, width, weights + k, rows, values, count, 1); break;
+        case 2: NAME(weigh_some)(sums + k, width, weights + k, rows, values, count, 2); break;
+        case 3: NAME(weigh_some)(sums + k, width, weights + k, rows, values, count, 3); break;
+        default: NAME(weigh_some)(sums + k, width, weights + k, rows, values, count, 4);
+        }
+    }
+}
+
+/* One row of pooled pixels: the largest, or the sum, of each window of `rows` rows of `width` pixels and of `kernel`
+ * columns. `line` is room for such a row, behind what lies to its left; windows begin at `start`. */
+static TARGET __attribute__((noinline)) void NAME(pool)(const float *from, int rows, int width, float *restrict line,
+                                                        const float *start, float *restrict to, int columns, int kernel,
+                                                        int stride, int largest)
+{
+    memcpy(line, from, 4 * (int64_t)width);
+    for (int row = 1; row < rows; row++) {
+        from += width;
+        if (largest) for (int i = 0; i < width; i++) line[i] = from[i] > line[i] ? from[i] : line[i];
+        else for (int i = 0; i < width; i++) line[i] += from[i];
+    }
+    for (int k = 0; k < kernel; k++, start++) {
+        if (!k) for (int i = 0; i < columns; i++) to[i] = start[(int64_t)i * stride];
+        else if (!largest) for (int i = 0; i < columns; i++) to[i] += start[(int64_t)i * stride];
+        else if (stride == 2) for (int i = 0; i < columns; i++) to[i] = start[2 * i] > to[i] ? start[2 * i] : to[i];
+        else for (int i = 0; i < columns; i++) to[i] = start[(int64_t)i * stride] > to[i] ? start[(int64_t)i * stride] : to[i];
+    }
 }

@@ -4,9 +4,10 @@
  * has a byte for each of its channels: 0 says that the channel is exactly zero, and that its memory holds anything. A
  * gate writes these bytes for the convolution behind it, which computes open filters from open channels only.
  *
- * A convolution first lays its open input channels out in a scratch space, shifted once for each column of the window,
- * so that each tap of the window is one contiguous run of pixels; see convolution.h for what follows. It does so for as
- * many output rows at a time as the scratch space holds.
+ * A convolution first lays its open input channels out in a scratch space, for as many output rows at a time as that
+ * holds: with what is padded, where whole vectors make up a row of the output, so that none reaches beyond a row; else
+ * shifted once for each column of the window, so that each tap of the window is one contiguous run of pixels. See
+ * convolution.h for what follows.
  *
  * No Python here: the library is called through ctypes, and the caller checks all sizes.
  */
@@ -15,16 +16,17 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #define FILTERS 6      /* of one block at most */
 #define MAX_TAPS 128   /* 11 x 11 fits */
-#define MAX_PLANES 64
+#define MOST_LANES 16  /* floats in the widest vector */
 
 struct map {
     int64_t data;   /* floats of the arena before its first channel */
     int64_t open;   /* bytes of the arena's marks before its first channel's */
     int32_t channels, height, width;
-    int32_t unused;
+    int32_t own;    /* whether each image of a group has a copy, among its own maps */
 };
 
 enum { PIXELS, CONVOLVE, GATE, ADD, RELU, AFFINE, MAX_POOL, MEAN_POOL, MEAN, LINEAR, SUBSAMPLE, PAD_CHANNELS, CONCATENATE };
@@ -39,13 +41,14 @@ struct step {
     int32_t hidden;                  /* GATE: units; PAD_CHANNELS: channels before */
     int32_t rows;                    /* CONVOLVE: output rows at a time */
     int32_t count_padding;           /* MEAN_POOL: whether padded pixels count */
+    int32_t together;                /* taken by all images of a group before any takes the next */
     const float *weights, *biases;   /* GATE: of the second layer */
     const float *squeeze, *squeeze_biases; /* GATE: of the first, transposed: (in, hidden) */
     const int32_t *kept;             /* CONVOLVE: place of each filter in its layer; null where all are there */
 };
 
-/* Weighted sums of features; null for kinds of them that they do not read. See detector/paths/features.py and
-   detector/scoring/sums.py. Weights are (columns, sums). */
+/* Weighted sums of features, seven doubles more behind the weights; null for kinds of them that they do not read. See
+   detector/paths/features.py and detector/scoring/sums.py. Weights are (columns, sums). */
 struct score {
     const double *offsets;                 /* (sums) */
     const double *bits, *logits, *margins;
@@ -69,10 +72,12 @@ struct program {
     int64_t marks;                   /* bytes of marks */
     int64_t scratch;                 /* floats of the arena before the scratch space */
     const struct score *score;       /* null for none */
+    int64_t own, own_size;           /* floats of the arena before the groups' own maps, and of one image's */
+    int64_t group;                   /* images that are taken through the steps side by side */
 };
 
 /* Counted up where a struct or an argument changes its meaning; as in detector/engines/library.py. */
-#define VERSION 4
+#define VERSION 5
 
 /* What Python is held against before it calls: VERSION, then the sizes of map, step, score and program. */
 const int64_t *pathguard_layout(void)
@@ -90,6 +95,7 @@ struct window {
     const int64_t *offset;     /* of each tap */
     int64_t pixels;
     int32_t inputs, taps, relu_before, relu_after;
+    int64_t width, gap;        /* pixels of a row of the output, and by how many a row of the input is longer */
 };
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -118,12 +124,20 @@ struct window {
 #define BLOCK 2
 #include "convolution.h"
 
-static struct {
+/* The inner loops of one instruction set. */
+struct loops {
     void (*convolve)(const struct window *, const float *const *, const float *, float *const *, const float *const *, int);
     float (*dot)(const float *, const float *, int64_t);
+    void (*dots)(const float *, const float *, int64_t, int64_t, float *);
     float (*sum)(const float *, int64_t);
+    float (*distance)(const float *, const float *, int64_t);
+    void (*spread)(float *, const float *, const float *, int);
+    void (*weigh)(double *, int, const double *, const int32_t *, const double *, int);
+    void (*pool)(const float *, int, int, float *, const float *, float *, int, int, int, int);
     const char *name;
-} best = {convolve_any, dot_any, sum_any, "any"};
+};
+#define LOOPS(SET) {convolve_##SET, dot_##SET, dots_##SET, sum_##SET, distance_##SET, spread_##SET, weigh_##SET, pool_##SET, #SET}
+static struct loops best = LOOPS(any);
 
 /* Chooses the instruction set: "avx512", "avx2", "any", or null for the best there is. Its name, or null. */
 const char *pathguard_use(const char *wanted)
@@ -133,32 +147,33 @@ const char *pathguard_use(const char *wanted)
                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw");
     const int has2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     if (has512 && (!wanted || !strcmp(wanted, "avx512"))) {
-        best.convolve = convolve_avx512, best.dot = dot_avx512, best.sum = sum_avx512;
-        return best.name = "avx512";
+        best = (struct loops)LOOPS(avx512);
+        return best.name;
     }
     if (has2 && (!wanted || !strcmp(wanted, "avx2"))) {
-        best.convolve = convolve_avx2, best.dot = dot_avx2, best.sum = sum_avx2;
-        return best.name = "avx2";
+        best = (struct loops)LOOPS(avx2);
+        return best.name;
     }
 #endif
     if (wanted && strcmp(wanted, "any")) return NULL;
-    best.convolve = convolve_any, best.dot = dot_any, best.sum = sum_any;
-    return best.name = "any";
+    best = (struct loops)LOOPS(any);
+    return best.name;
 }
 
 struct state {
     const struct program *program;
-    float *arena;
+    const uint8_t *pixels;
+    float *arena, *own;
     uint8_t *marks;
     float *logits; /* of the gates */
     uint8_t *bits;
-    const float **pointers; /* room for the channels of the widest map, several times */
-    int32_t *numbers;
+    const float **pointers; /* room for the channels of the widest map */
+    int32_t *numbers;       /* the same, twice */
 };
 
 static inline const struct map *map_of(const struct state *s, int index) { return s->program->maps + index; }
 static inline int64_t size_of(const struct map *m) { return (int64_t)m->height * m->width; }
-static inline float *data_of(const struct state *s, const struct map *m) { return s->arena + m->data; }
+static inline float *data_of(const struct state *s, const struct map *m) { return (m->own ? s->own : s->arena) + m->data; }
 static inline uint8_t *open_of(const struct state *s, const struct map *m) { return s->marks + m->open; }
 static inline int floor_div(int a, int b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
 
@@ -216,6 +231,22 @@ static void lay_out(const struct step *step, const struct map *in, const float *
         }
 }
 
+/* Lay out `count` rows of one channel, of `row` pixels with what is padded, for the output rows from `first` on. */
+static void lay_out_rows(const struct step *step, const struct map *in, const float *source, float *target, int64_t row,
+                         int first, int64_t count)
+{
+    const int left = step->padding, right = (int)row - left - in->width;
+    for (int y = first - step->padding; y < first - step->padding + count; y++, target += row) {
+        if (y < 0 || y >= in->height) {
+            memset(target, 0, 4 * row);
+            continue;
+        }
+        for (int i = 0; i < left; i++) target[i] = 0;
+        memcpy(target + left, source + (int64_t)y * in->width, 4 * (int64_t)in->width);
+        for (int i = 0; i < right; i++) target[left + in->width + i] = 0;
+    }
+}
+
 static void convolve(const struct state *s, const struct step *step)
 {
     const struct map *in = map_of(s, step->in), *out = map_of(s, step->out);
@@ -247,7 +278,10 @@ static void convolve(const struct state *s, const struct step *step)
     const float **input = s->pointers;
     const int plain = taps == 1 && stride == 1 && step->padding == 0;
     int64_t offset[MAX_TAPS];
-    struct window window = {input, channels, offset, 0, inputs, taps, step->relu_before, step->relu_after};
+    /* As in detector/engines/program.py. */
+    const int whole_rows = stride == 1 && width % MOST_LANES == 0;
+    const int64_t gap = whole_rows && !plain ? step->kernel_w - 1 : 0;
+    struct window window = {input, channels, offset, 0, inputs, taps, step->relu_before, step->relu_after, width, gap};
     const int lowest = floor_div(-step->padding, stride), highest = floor_div(step->kernel_h - 1 - step->padding, stride);
     for (int first = 0; first < out->height; first += step->rows) {
         const int rows = out->height - first < step->rows ? out->height - first : step->rows;
@@ -256,6 +290,15 @@ static void convolve(const struct state *s, const struct step *step)
         if (plain) {
             offset[0] = 0;
             for (int i = 0; i < inputs; i++) input[i] = data_of(s, in) + channels[i] * in_size + begin;
+        } else if (whole_rows) {
+            const int64_t row = width + gap, plane = (rows + step->kernel_h - 1) * row;
+            float *scratch = s->arena + s->program->scratch;
+            for (int tap = 0; tap < taps; tap++) offset[tap] = tap / step->kernel_w * row + tap % step->kernel_w;
+            for (int i = 0; i < inputs; i++) {
+                float *target = scratch + i * plane;
+                lay_out_rows(step, in, data_of(s, in) + channels[i] * in_size, target, row, first, plane / row);
+                input[i] = target;
+            }
         } else {
             const int count = rows + highest - lowest;
             const int64_t plane = ((int64_t)count * width + 15) / 16 * 16, planes = (int64_t)step->kernel_w * phases;
@@ -380,66 +423,78 @@ void pathguard_sum(const float *one, const int64_t *one_read, int32_t ones, cons
 static void pool(const struct state *s, const struct step *step)
 {
     const struct map *in = map_of(s, step->in), *out = map_of(s, step->out);
+    const int largest = step->kind == MAX_POOL, padding = step->padding;
+    /* A row between what is padded. */
+    float *start = s->arena + s->program->scratch, *line = start + padding;
+    for (int i = 0; i < padding; i++) start[i] = line[in->width + i] = largest ? -INFINITY : 0;
     memcpy(open_of(s, out), open_of(s, in), in->channels);
     for (int c = 0; c < in->channels; c++) {
         if (!open_of(s, in)[c]) continue;
         const float *from = data_of(s, in) + c * size_of(in);
         float *to = data_of(s, out) + c * size_of(out);
-        for (int row = 0; row < out->height; row++)
+        for (int row = 0; row < out->height; row++, to += out->width) {
+            int top = row * step->stride - padding, bottom = top + step->kernel_h;
+            /* torch counts padded pixels up to the padding's own end. */
+            const int high = (bottom < in->height + padding ? bottom : in->height + padding) - top;
+            if (top < 0) top = 0;
+            if (bottom > in->height) bottom = in->height;
+            best.pool(from + (int64_t)top * in->width, bottom - top, in->width, line, start, to, out->width,
+                      step->kernel_w, step->stride, largest);
+            if (largest) continue;
             for (int column = 0; column < out->width; column++) {
-                int top = row * step->stride - step->padding, left = column * step->stride - step->padding;
-                int bottom = top + step->kernel_h, right = left + step->kernel_w;
-                /* torch counts padded pixels up to the padding's own end. */
-                const int bottom_padded = bottom < in->height + step->padding ? bottom : in->height + step->padding;
-                const int right_padded = right < in->width + step->padding ? right : in->width + step->padding;
-                const int counted = (bottom_padded - top) * (right_padded - left);
-                if (top < 0) top = 0;
+                int left = column * step->stride - padding, right = left + step->kernel_w;
+                const int wide = (right < in->width + padding ? right : in->width + padding) - left;
                 if (left < 0) left = 0;
-                if (bottom > in->height) bottom = in->height;
                 if (right > in->width) right = in->width;
-                float value = step->kind == MAX_POOL ? from[(int64_t)top * in->width + left] : 0;
-                for (int r = top; r < bottom; r++)
-                    for (int k = left; k < right; k++) {
-                        const float pixel = from[(int64_t)r * in->width + k];
-                        if (step->kind == MEAN_POOL) value += pixel;
-                        else if (pixel > value) value = pixel;
-                    }
-                if (step->kind == MEAN_POOL) value /= step->count_padding ? counted : (bottom - top) * (right - left);
-                to[(int64_t)row * out->width + column] = value;
+                to[column] /= step->count_padding ? high * wide : (bottom - top) * (right - left);
             }
+        }
     }
 }
 
-static void linear(const struct state *s, const struct step *step)
+/* Of all images of a group at once: each four rows of the weights are read from memory once. */
+static void linear(const struct state *states, int images, const struct step *step)
 {
-    const struct map *in = map_of(s, step->in), *out = map_of(s, step->out);
+    const struct map *in = map_of(states, step->in), *out = map_of(states, step->out);
     const int64_t size = size_of(in), total = in->channels * size;
-    const uint8_t *open = open_of(s, in);
-    float *from = data_of(s, in), *to = data_of(s, out);
-    /* Runs of open channels: a closed one's weights need not be read. */
-    int32_t *begins = s->numbers, *ends = s->numbers + in->channels;
-    int runs = 0;
-    if (size < 16) { /* too short to be worth skipping */
-        for (int c = 0; c < in->channels; c++) if (!open[c]) memset(from + c * size, 0, 4 * size);
-        begins[0] = 0, ends[0] = in->channels, runs = 1;
-    } else
-        for (int c = 0; c < in->channels; c++) {
-            if (!open[c]) continue;
-            if (runs && ends[runs - 1] == c) ends[runs - 1] = c + 1;
-            else begins[runs] = c, ends[runs++] = c + 1;
-        }
-    for (int o = 0; o < out->channels; o++) {
-        const float *weights = step->weights + o * total;
-        float sum = step->biases[o];
-        for (int r = 0; r < runs; r++)
-            sum += best.dot(from + begins[r] * size, weights + begins[r] * size, (ends[r] - begins[r]) * size);
-        to[o] = step->relu_after && sum < 0 ? 0 : sum;
+    int runs[images];
+    for (int i = 0; i < images; i++) {
+        const struct state *s = states + i;
+        const uint8_t *open = open_of(s, in);
+        float *from = data_of(s, in);
+        /* Runs of open channels: a closed one's weights need not be read. */
+        int32_t *begins = s->numbers, *ends = s->numbers + in->channels;
+        runs[i] = 0;
+        if (size < 16) { /* too short to be worth skipping */
+            for (int c = 0; c < in->channels; c++) if (!open[c]) memset(from + c * size, 0, 4 * size);
+            begins[0] = 0, ends[0] = in->channels, runs[i] = 1;
+        } else
+            for (int c = 0; c < in->channels; c++) {
+                if (!open[c]) continue;
+                if (runs[i] && ends[runs[i] - 1] == c) ends[runs[i] - 1] = c + 1;
+                else begins[runs[i]] = c, ends[runs[i]++] = c + 1;
+            }
+        memset(open_of(s, out), 1, out->channels);
     }
-    memset(open_of(s, out), 1, out->channels);
+    for (int o = 0; o < out->channels; o += 4) {
+        const int rows = out->channels - o < 4 ? out->channels - o : 4;
+        for (int i = 0; i < images; i++) {
+            const int32_t *begins = states[i].numbers, *ends = begins + in->channels;
+            const float *from = data_of(states + i, in), *weights = step->weights + o * total;
+            float *to = data_of(states + i, out) + o;
+            memcpy(to, step->biases + o, 4 * rows);
+            for (int r = 0; r < runs[i]; r++) {
+                const int64_t begin = begins[r] * size, count = (ends[r] - begins[r]) * size;
+                if (rows == 4) best.dots(from + begin, weights + begin, total, count, to);
+                else for (int k = 0; k < rows; k++) to[k] += best.dot(from + begin, weights + k * total + begin, count);
+            }
+            if (step->relu_after) for (int k = 0; k < rows; k++) to[k] = to[k] > 0 ? to[k] : 0;
+        }
+    }
 }
 
 /* Steps that treat each channel of the output alone. */
-static void by_channel(const struct state *s, const struct step *step, const uint8_t *image)
+static void by_channel(const struct state *s, const struct step *step)
 {
     const struct map *in = step->in < 0 ? NULL : map_of(s, step->in), *out = map_of(s, step->out);
     const struct map *other = step->other < 0 ? NULL : map_of(s, step->other);
@@ -448,7 +503,7 @@ static void by_channel(const struct state *s, const struct step *step, const uin
     for (int c = 0; c < out->channels; c++) {
         float *to = data_of(s, out) + c * size;
         if (step->kind == PIXELS) { /* channels last -> first */
-            for (int64_t i = 0; i < size; i++) to[i] = (float)image[i * out->channels + c] / 255.0f;
+            for (int64_t i = 0; i < size; i++) to[i] = (float)s->pixels[i * out->channels + c] / 255.0f;
             out_open[c] = 1;
             continue;
         }
@@ -506,28 +561,14 @@ static void likelihoods(const struct program *p, int kind, int layer, int first,
                          score->closed[layer * p->classes + k]) / width;
         return;
     }
-    memset(room, 0, 4 * (int64_t)width);
-    for (int i = 0; i < width; i++) {
-        const float centred = gate_logits[first + i] - score->centre[first + i];
-        const float *restrict row = score->whitening + square + (int64_t)i * width;
-        for (int j = 0; j < width; j++) room[j] += centred * row[j];
-    }
-    for (int k = 0; k < p->classes; k++) {
-        const float *mean = score->means + (int64_t)first * p->classes + (int64_t)k * width;
-        float sum = 0;
-        for (int j = 0; j < width; j++) sum += (room[j] - mean[j]) * (room[j] - mean[j]);
-        likely[k] = -0.5 * sum / width;
-    }
+    float *centred = room + width;
+    for (int f = 0; f < width; f++) room[f] = 0, centred[f] = gate_logits[first + f] - score->centre[first + f];
+    best.spread(room, score->whitening + square, centred, width);
+    const float *means = score->means + (int64_t)first * p->classes;
+    for (int k = 0; k < p->classes; k++) likely[k] = -0.5 * best.distance(room, means + (int64_t)k * width, width) / width;
     double worst = 0;
     for (int k = 0; k < p->classes; k++) if (score->known[k] && likely[k] < worst) worst = likely[k];
     for (int k = 0; k < p->classes; k++) if (!score->known[k]) likely[k] = worst;
-}
-
-/* Adds what one column says to each sum. */
-static void add(double *restrict sums, const struct score *score, const double *weights, int column, double value)
-{
-    const double *restrict row = weights + (int64_t)column * score->sums;
-    for (int k = 0; k < score->sums; k++) sums[k] += row[k] * value;
 }
 
 /* Adds the fit of each layer, and of all, to the predicted class. */
@@ -535,7 +576,7 @@ static void add_fits(const struct program *p, int kind, int predicted, const flo
                      float *room, double *sums)
 {
     const struct score *score = p->score;
-    const double *weights = kind ? score->gate_fit : score->path_fit;
+    double fits[2 * (score->layers + 1)];
     double *likely = (double *)room, *whole = likely + p->classes;
     memset(whole, 0, p->classes * sizeof *whole);
     int first = 0;
@@ -550,9 +591,9 @@ static void add_fits(const struct program *p, int kind, int predicted, const flo
             likely = whole;
         double other = -1e300;
         for (int k = 0; k < p->classes; k++) if (k != predicted && likely[k] > other) other = likely[k];
-        add(sums, score, weights, 2 * layer, likely[predicted]);
-        add(sums, score, weights, 2 * layer + 1, likely[predicted] - other);
+        fits[2 * layer] = likely[predicted], fits[2 * layer + 1] = likely[predicted] - other;
     }
+    best.weigh(sums, score->sums, kind ? score->gate_fit : score->path_fit, NULL, fits, 2 * (score->layers + 1));
 }
 
 /* log(first + sum of exp(sums)) */
@@ -569,27 +610,35 @@ static double score_of(const struct program *p, const float *class_logits, const
 {
     const struct score *score = p->score;
     const int classes = p->classes, filters = p->filters;
-    double sums[score->sums];
-    memcpy(sums, score->offsets, sizeof sums);
+    double sums[score->sums + 7], *values = (double *)room;
+    memcpy(sums, score->offsets, score->sums * sizeof *sums);
     int predicted = 0;
     for (int k = 1; k < classes; k++) if (class_logits[k] > class_logits[predicted]) predicted = k;
-    if (score->bits)
-        for (int f = 0; f < filters; f++) if (bits[f]) add(sums, score, score->bits, f, 1);
-    if (score->logits)
-        for (int f = 0; f < filters; f++) add(sums, score, score->logits, f, gate_logits[f]);
-    if (score->margins || score->doubts) {
-        memcpy(room, class_logits, 4 * classes);
-        qsort(room, classes, sizeof(float), descending);
+    if (score->bits) {
+        int32_t *open = (int32_t *)(values + filters);
+        int count = 0;
+        for (int f = 0; f < filters; f++) open[count] = f, values[f] = 1, count += bits[f];
+        best.weigh(sums, score->sums, score->bits, open, values, count);
     }
-    if (score->margins)
-        for (int k = 1; k < classes; k++) add(sums, score, score->margins, k - 1, room[0] - room[k]);
-    if (score->doubts) {
-        double odds = 0;
-        for (int k = 1; k < classes; k++) {
-            add(sums, score, score->doubts, k - 1, exp((double)(room[k] - room[0])));
-            odds += exp((double)(room[k] - room[1]));
+    if (score->logits) {
+        for (int f = 0; f < filters; f++) values[f] = gate_logits[f];
+        best.weigh(sums, score->sums, score->logits, NULL, values, filters);
+    }
+    if (score->margins || score->doubts) {
+        float *ordered = (float *)(values + classes);
+        memcpy(ordered, class_logits, 4 * classes);
+        qsort(ordered, classes, sizeof(float), descending);
+        for (int k = 1; k < classes; k++) values[k - 1] = ordered[0] - ordered[k];
+        if (score->margins) best.weigh(sums, score->sums, score->margins, NULL, values, classes - 1);
+        if (score->doubts) {
+            double odds = 0;
+            for (int k = 1; k < classes; k++) {
+                values[k - 1] = exp((double)(ordered[k] - ordered[0]));
+                odds += exp((double)(ordered[k] - ordered[1]));
+            }
+            values[classes - 1] = ordered[1] - ordered[0] + log(odds);
+            best.weigh(sums, score->sums, score->doubts, NULL, values, classes);
         }
-        add(sums, score, score->doubts, classes - 1, room[1] - room[0] + log(odds));
     }
     if (score->path_fit) add_fits(p, 0, predicted, gate_logits, bits, room, sums);
     if (score->gate_fit) add_fits(p, 1, predicted, gate_logits, bits, room, sums);
@@ -606,31 +655,66 @@ void pathguard_score(const struct program *p, int64_t images, const float *class
                              (float *)room);
 }
 
-/* Answers `images` images, `(images, height, width, channels)` of bytes. 0, or 1 where memory ran out. */
-int pathguard_run(const struct program *p, int64_t images, int64_t image_bytes, int32_t widest, const uint8_t *pixels,
-                  float *arena, float *class_logits, float *gate_logits, uint8_t *bits, double *scores)
+static int64_t now(void)
 {
-    uint8_t *marks = malloc(p->marks + 1);
-    const float **pointers = malloc((widest + 1) * sizeof *pointers);
-    int32_t *numbers = malloc(2 * (widest + 1) * sizeof *numbers);
-    if (marks && pointers && numbers)
-        for (int64_t i = 0; i < images; i++) {
-            struct state state = {p, arena, marks, gate_logits + i * p->filters, bits + i * p->filters, pointers, numbers};
-            for (int k = 0; k < p->steps_count; k++) {
-                const struct step *step = p->steps + k;
-                switch (step->kind) {
-                case CONVOLVE: convolve(&state, step); break;
-                case GATE: gate(&state, step); break;
-                case MAX_POOL: case MEAN_POOL: pool(&state, step); break;
-                case LINEAR: linear(&state, step); break;
-                default: by_channel(&state, step, pixels + i * image_bytes);
-                }
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return 1000000000 * (int64_t)time.tv_sec + time.tv_nsec;
+}
+
+/* One step of `images` images, one after the other but for linear maps; adds the time it takes to `nanoseconds`. */
+static void take(const struct state *states, int images, const struct step *step, int64_t *nanoseconds)
+{
+    const int64_t began = nanoseconds ? now() : 0;
+    if (step->kind == LINEAR) linear(states, images, step);
+    else
+        for (const struct state *s = states; s < states + images; s++)
+            switch (step->kind) {
+            case CONVOLVE: convolve(s, step); break;
+            case GATE: gate(s, step); break;
+            case MAX_POOL: case MEAN_POOL: pool(s, step); break;
+            default: by_channel(s, step);
             }
-            memcpy(class_logits + i * p->classes, data_of(&state, map_of(&state, p->result)), 4 * p->classes);
-            if (scores)
-                scores[i] = score_of(p, class_logits + i * p->classes, state.logits, state.bits, arena + p->scratch);
+    if (nanoseconds) *nanoseconds += now() - began;
+}
+
+/* Answers `images` images, `(images, height, width, channels)` of bytes; adds what each step took to `nanoseconds`,
+ * null for nowhere. 0, or 1 where memory ran out. */
+int pathguard_run(const struct program *p, int64_t images, int64_t image_bytes, int32_t widest, const uint8_t *pixels,
+                  float *arena, float *class_logits, float *gate_logits, uint8_t *bits, double *scores,
+                  int64_t *nanoseconds)
+{
+    const int group = images < p->group ? (int)images : (int)p->group;
+    uint8_t *marks = malloc(group * p->marks + 1);
+    const float **pointers = malloc((widest + 1) * sizeof *pointers);
+    int32_t *numbers = malloc(2 * (group + 1) * (widest + 1) * sizeof *numbers);
+    struct state *states = malloc((group + 1) * sizeof *states);
+    const int failed = !(marks && pointers && numbers && states);
+    for (int64_t first = 0; first < images && !failed; first += group) {
+        const int count = images - first < group ? (int)(images - first) : group;
+        for (int i = 0; i < count; i++)
+            states[i] = (struct state){
+                p, pixels + (first + i) * image_bytes, arena, arena + p->own + i * p->own_size, marks + i * p->marks,
+                gate_logits + (first + i) * p->filters, bits + (first + i) * p->filters, pointers,
+                numbers + 2 * i * (widest + 1),
+            };
+        for (int k = 0, end; k < p->steps_count; k = end) {
+            const struct step *steps = p->steps;
+            end = k + 1;
+            if (steps[k].together) {
+                take(states, count, steps + k, nanoseconds ? nanoseconds + k : NULL);
+                continue;
+            }
+            while (end < p->steps_count && !steps[end].together) end++;
+            for (int i = 0; i < count; i++)
+                for (int j = k; j < end; j++) take(states + i, 1, steps + j, nanoseconds ? nanoseconds + j : NULL);
         }
-    const int failed = !(marks && pointers && numbers);
-    free(marks), free(pointers), free(numbers);
+        for (int i = 0; i < count; i++) {
+            float *logits = class_logits + (first + i) * p->classes;
+            memcpy(logits, data_of(states + i, map_of(states + i, p->result)), 4 * p->classes);
+            if (scores) scores[first + i] = score_of(p, logits, states[i].logits, states[i].bits, arena + p->scratch);
+        }
+    }
+    free(marks), free(pointers), free(numbers), free(states);
     return failed;
 }

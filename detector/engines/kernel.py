@@ -6,7 +6,9 @@ installed, if there is a C compiler; without one this engine is not there, and a
 
 import ctypes
 import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -16,7 +18,7 @@ import numpy.typing as npt
 from detector.engines.engine import Answers
 from detector.engines.kernel_score import KernelScore
 from detector.engines.library import MapLayout, ProgramLayout, StepLayout, layout_of, library
-from detector.engines.program import ALIGNMENT, CONVOLVE, GATE, Program
+from detector.engines.program import ALIGNMENT, CONVOLVE, GATE, MAX_POOL, MEAN_POOL, Program, laid_out
 from detector.errors import ImageError
 from detector.images import Pixels
 from detector.paths.encoder import Evidence
@@ -24,6 +26,8 @@ from detector.paths.path_encoding import PathEncoding
 from detector.scoring.compiled_score import LinearScore
 
 _VECTOR_BYTES = 64
+# Images that are taken through a network side by side at most, where some steps are taken together.
+GROUP = 8
 
 
 class KernelEngine:
@@ -46,31 +50,47 @@ class KernelEngine:
         self._program = program
         self._image_bytes = program.maps[0].pixels * program.maps[0].channels
         self._widest = max(shape.channels for shape in program.maps)
-        self._score = score
-        offsets, floats = _places(program)
-        self._maps = (MapLayout * len(program.maps))()
-        marks = 0
-        for layout, shape, offset in zip(self._maps, program.maps, offsets, strict=True):
-            layout.data, layout.open = offset, marks
-            layout.channels, layout.height, layout.width = shape.channels, shape.height, shape.width
-            marks += shape.channels
+        self._score = None if score is None else KernelScore(score)
         # The compiled code reads them where they lie: kept for as long as the engine.
         self._arrays = [{name: _aligned(array) for name, array in step.arrays.items()} for step in program.steps]
-        self._steps = (StepLayout * len(program.steps))(*map(layout_of, program.steps, self._arrays))
-        self._layout = ProgramLayout(
-            maps=ctypes.addressof(self._maps), steps=ctypes.addressof(self._steps), steps_count=len(program.steps),
-            classes=program.classes, filters=program.filters, result=program.result, marks=marks, scratch=floats,
-        )  # fmt: skip
-        # The last vectors of a convolution may read, and drop, what lies behind the map.
-        self._floats = floats + _scratch(program) + 256
-        if score is not None:
-            self._kernel_score = KernelScore(score)
-            self._layout.score = ctypes.addressof(self._kernel_score.layout)
-            self._floats = floats + max(_scratch(program), self._kernel_score.room) + 256
-        self._arenas: list[npt.NDArray[np.float32]] = []
-        self._lock = threading.Lock()
+        self._alone = self._batches = self._walk(())
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="kernel") if threads > 1 else None
         self._parts = threads
+
+    def _walk(self, together: Collection[int]) -> "_Walk":
+        return _Walk(self._program, self._arrays, self._score, frozenset(together))
+
+    @property
+    def program(self) -> Program:
+        """What it runs."""
+        return self._program
+
+    @property
+    def together(self) -> tuple[int, ...]:
+        """Numbers of the steps that all images of a group take before any of them goes on."""
+        return tuple(sorted(self._batches.together))
+
+    def take_together(self, steps: Collection[int]) -> None:
+        """Have the images of a batch take these steps of the program side by side; the answers stay the same."""
+        self._batches = self._walk(steps) if steps else self._alone
+
+    def step_milliseconds(
+        self, pixels: Pixels, ways: Sequence[Collection[int]], repetitions: int = 3
+    ) -> npt.NDArray[np.float64]:
+        """What each step of the program takes of a batch at least, in one thread, `(ways, steps)`.
+
+        Args:
+            pixels: at least one image; of one, no step is taken together.
+            ways: for each, the steps that are taken together.
+            repetitions: of each way, in turns, after one that is not counted.
+        """
+        walks = [self._walk(way) for way in ways]
+        nanoseconds = np.zeros((1 + repetitions, len(ways), len(self._program.steps)), np.int64)
+        for repetition in nanoseconds:
+            for walk, row in zip(walks, repetition, strict=True):
+                self._answer(walk, pixels, *self._room(len(pixels)), row)
+        least: npt.NDArray[np.float64] = nanoseconds[1:].min(axis=0) / 1e6
+        return least
 
     def answer(self, pixels: Pixels) -> Answers:
         """As `Engine.answer`.
@@ -85,43 +105,107 @@ class KernelEngine:
                 f"{pixels.shape[1:]}"
             )
         pixels = np.ascontiguousarray(pixels)
-        count, classes, filters = len(pixels), self._program.classes, self._program.filters
-        class_logits = np.empty((count, classes), np.float32)
-        gate_logits = np.empty((count, filters), np.float32)
-        bits = np.empty((count, filters), np.bool_)
-        scores = np.empty(count, np.float64) if self._score is not None else None
+        count = len(pixels)
+        class_logits, gate_logits, bits, scores = self._room(count)
         if self._threads is None or count < 2:
-            self._answer(pixels, class_logits, gate_logits, bits, scores)
+            self._answer(self._alone if count < 2 else self._batches, pixels, class_logits, gate_logits, bits, scores)
         else:
 
             def run(part: slice) -> None:
                 own_scores = None if scores is None else scores[part]
-                self._answer(pixels[part], class_logits[part], gate_logits[part], bits[part], own_scores)
+                own = class_logits[part], gate_logits[part], bits[part]
+                self._answer(self._batches, pixels[part], *own, own_scores)
 
             ends = np.linspace(0, count, min(self._parts, count) + 1).astype(int).tolist()
             list(self._threads.map(run, [slice(begin, end) for begin, end in pairwise(ends)]))
         return Answers(Evidence(class_logits, gate_logits, PathEncoding(bits, self._program.layers)), scores)
 
+    def _room(self, count: int) -> "_Room":
+        classes, filters = self._program.classes, self._program.filters
+        scores = np.empty(count, np.float64) if self._score is not None else None
+        logits = np.empty((count, classes), np.float32), np.empty((count, filters), np.float32)
+        return *logits, np.empty((count, filters), np.bool_), scores
+
     def _answer(
         self,
+        walk: "_Walk",
         pixels: Pixels,
         class_logits: npt.NDArray[np.float32],
         gate_logits: npt.NDArray[np.float32],
         bits: npt.NDArray[np.bool_],
         scores: npt.NDArray[np.float64] | None,
+        nanoseconds: npt.NDArray[np.int64] | None = None,
     ) -> None:
         """Write what there is to say about `pixels` into the other arrays; the library lets other threads run."""
-        with self._lock:
-            arena = self._arenas.pop() if self._arenas else _aligned(np.zeros(self._floats, np.float32))
-        failed = self._run(
-            ctypes.byref(self._layout), len(pixels), self._image_bytes, self._widest, pixels.ctypes.data,
-            arena.ctypes.data, class_logits.ctypes.data, gate_logits.ctypes.data, bits.ctypes.data,
-            None if scores is None else scores.ctypes.data,
-        )  # fmt: skip
-        with self._lock:
-            self._arenas.append(arena)
+        with walk.arena() as arena:
+            failed = self._run(
+                walk.layout, len(pixels), self._image_bytes, self._widest, pixels.ctypes.data, arena.ctypes.data,
+                class_logits.ctypes.data, gate_logits.ctypes.data, bits.ctypes.data,
+                None if scores is None else scores.ctypes.data,
+                None if nanoseconds is None else nanoseconds.ctypes.data,
+            )  # fmt: skip
         if failed:
             raise MemoryError("expected room for the marks of a path, got none")
+
+
+_Room = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.bool_], npt.NDArray[np.float64] | None]
+
+
+class _Walk:
+    """The program as the library reads it: which steps the images of a group take together, and where maps lie.
+
+    The images of a group share one place for maps that one of them is done with before the next one writes them. Of the
+    other maps each image has its own.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        arrays: Sequence[Mapping[str, npt.NDArray[Any]]],
+        score: KernelScore | None,
+        together: frozenset[int],
+    ) -> None:
+        self.together = together
+        own = _own_maps(program, together)
+        shared = [number for number in range(len(program.maps)) if number not in own]
+        offsets, floats = _places(program, shared)
+        own_offsets, own_floats = _places(program, own)
+        offsets.update(own_offsets)
+        self._maps = (MapLayout * len(program.maps))()
+        marks = 0
+        for number, (layout, shape) in enumerate(zip(self._maps, program.maps, strict=True)):
+            layout.data, layout.open, layout.own = offsets[number], marks, number in own
+            layout.channels, layout.height, layout.width = shape.channels, shape.height, shape.width
+            marks += shape.channels
+        self._steps = (StepLayout * len(program.steps))(*map(layout_of, program.steps, arrays))
+        for number in together:
+            self._steps[number].together = 1
+        self._score = score
+        group = GROUP if together else 1
+        # The last vectors of a convolution may read, and drop, what lies behind the map.
+        scratch = max(_scratch(program), 0 if score is None else score.room) + 256
+        behind = -(-(floats + scratch) // ALIGNMENT) * ALIGNMENT
+        self._layout = ProgramLayout(
+            maps=ctypes.addressof(self._maps), steps=ctypes.addressof(self._steps), steps_count=len(program.steps),
+            classes=program.classes, filters=program.filters, result=program.result, marks=marks, scratch=floats,
+            score=None if score is None else ctypes.addressof(score.layout),
+            own=behind, own_size=own_floats, group=group,
+        )  # fmt: skip
+        self.layout = ctypes.addressof(self._layout)
+        self._floats = behind + group * own_floats + (256 if own else 0)
+        self._arenas: list[npt.NDArray[np.float32]] = []
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def arena(self) -> Iterator[npt.NDArray[np.float32]]:
+        """Room for the maps of a group, for one call at a time."""
+        with self._lock:
+            arena = self._arenas.pop() if self._arenas else _aligned(np.zeros(self._floats, np.float32))
+        try:
+            yield arena
+        finally:
+            with self._lock:
+                self._arenas.append(arena)
 
 
 def _aligned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -138,18 +222,33 @@ def _aligned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return copy
 
 
-def _places(program: Program) -> tuple[list[int], int]:
-    """The offset of each map in the arena, in floats, and where they end; maps that are done with are overwritten."""
+def _own_maps(program: Program, together: Collection[int]) -> list[int]:
+    """Maps of which each image of a group needs its own: what is still read when another image takes a step."""
+    if not together:
+        return []
+    stretch, number = [], 0  # of steps that an image takes alone; each that is taken together is one by itself
+    for index in range(len(program.steps)):
+        number += index in together or index - 1 in together
+        stretch.append(number)
+    written = {step.out: stretch[index] for index, step in enumerate(program.steps) if step.kind != GATE}
+    own = {program.result, *(step.out for index, step in enumerate(program.steps) if index in together)}
+    for index, step in enumerate(program.steps):
+        own |= {read for read in (step.input, step.other) if read >= 0 and written[read] != stretch[index]}
+    return sorted(own - {-1})
+
+
+def _places(program: Program, chosen: Collection[int]) -> tuple[dict[int, int], int]:
+    """The offset of each of some maps, in floats, and where they end; maps that are done with are overwritten."""
     last_read = {program.result: len(program.steps)}
     for index, step in enumerate(program.steps):
         for read in (step.input, step.other):
             if read >= 0:
                 last_read[read] = max(index, last_read.get(read, 0))
-    offsets = [0] * len(program.maps)
+    offsets: dict[int, int] = {}
     taken: list[tuple[int, int, int]] = []  # begin, end, map
     top = 0
     for index, step in enumerate(program.steps):
-        if step.kind == GATE:
+        if step.out not in chosen:
             continue
         taken = sorted(piece for piece in taken if last_read.get(piece[2], -1) >= index)
         shape = program.maps[step.out]
@@ -171,11 +270,14 @@ def _scratch(program: Program) -> int:
     for step in program.steps:
         if step.kind == GATE:
             need.append(step.numbers["hidden"])
+        elif step.kind in (MAX_POOL, MEAN_POOL):
+            need.append(program.maps[step.input].width + 2 * step.numbers["padding"])
         elif step.kind == CONVOLVE:
             numbers, out = step.numbers, program.maps[step.out]
             # A window reaches (kernel - 1) / stride rows beyond its first, and one more where it is not aligned.
             rows = min(numbers["rows"], out.height) + (numbers["kernel_h"] - 1) // numbers["stride"] + 2
-            planes = numbers["kernel_w"] * min(numbers["stride"], numbers["kernel_h"])
-            plane = -(-rows * out.width // 16) * 16
-            need.append(program.maps[step.input].channels * planes * plane)
+            row = laid_out(numbers["kernel_h"], numbers["kernel_w"], numbers["stride"], out.width)
+            # Each of its planes ends with a whole vector.
+            ends = numbers["kernel_w"] * numbers["kernel_h"] * ALIGNMENT
+            need.append(program.maps[step.input].channels * (rows * row + ends))
     return max(need)

@@ -10,6 +10,7 @@ from detector.engines.library import ProgramLayout, ScoreLayout, library
 from detector.errors import EngineError
 from detector.paths.encoder import Evidence
 from detector.scoring.compiled_score import LinearScore
+from detector.scoring.sums import Doubles
 from detector.scoring.thresholds import Scores
 
 
@@ -32,8 +33,8 @@ class KernelScore:
         self._program = ProgramLayout(
             classes=score.features.classes, filters=sum(layers.values()), score=ctypes.addressof(self.layout)
         )
-        # Of the class logits in order, or of likelihoods in double precision and one layer.
-        self.room = 4 * score.features.classes + max(layers.values())
+        # Of likelihoods in double precision and one layer twice, or of filters in double precision and their numbers.
+        self.room = max(4 * score.features.classes + 2 * max(layers.values()), 3 * sum(layers.values()))
 
     def __call__(self, evidence: Evidence) -> Scores:
         """The score of each image, `(images,)`."""
@@ -55,7 +56,7 @@ def _score_arrays(score: LinearScore) -> dict[str, npt.NDArray[Any]]:
     weights = score.weights
     if not names.keys() >= weights.keys():
         raise EngineError(f"expected features of {', '.join(names)}, got {', '.join(weights)}")
-    arrays: dict[str, npt.NDArray[Any]] = {names[kind]: np.ascontiguousarray(of) for kind, of in weights.items()}
+    arrays: dict[str, npt.NDArray[Any]] = {names[kind]: _overread(of) for kind, of in weights.items()}
     layers, learnt = score.features.layers, score.features.learnt_
     arrays["offsets"] = np.ascontiguousarray(score.sums.offsets)
     arrays["widths"] = np.array(list(layers.values()), np.int32)
@@ -71,3 +72,8 @@ def _score_arrays(score: LinearScore) -> dict[str, npt.NDArray[Any]]:
             pieces = [np.asarray(gates[f"{name}-{place}"], np.float32).ravel() for place in range(len(layers))]
             arrays[field] = np.concatenate(pieces)
     return arrays
+
+
+def _overread(weights: Doubles) -> Doubles:
+    """The weights, one row behind the other, and what the library reads, and drops, behind the last."""
+    return np.concatenate([weights.ravel(), np.zeros(7)])

@@ -16,7 +16,7 @@ from detector.errors import EngineError
 
 LIBRARY = "detector.engines._kernel"
 # As in kernel.c.
-VERSION = 4
+VERSION = 5
 
 
 class MapLayout(ctypes.Structure):
@@ -28,7 +28,7 @@ class MapLayout(ctypes.Structure):
         ("channels", ctypes.c_int32),
         ("height", ctypes.c_int32),
         ("width", ctypes.c_int32),
-        ("unused", ctypes.c_int32),
+        ("own", ctypes.c_int32),
     )
 
 
@@ -40,7 +40,7 @@ class StepLayout(ctypes.Structure):
             (name, ctypes.c_int32)
             for name in (
                 "kind", "input", "other", "out", "gate", "filters", "relu_before", "relu_after", "kernel_h", "kernel_w",
-                "stride", "padding", "hidden", "rows", "count_padding",
+                "stride", "padding", "hidden", "rows", "count_padding", "together",
             )
         ),
         *((name, ctypes.c_void_p) for name in ("weights", "biases", "squeeze", "squeeze_biases", "kept")),
@@ -77,6 +77,9 @@ class ProgramLayout(ctypes.Structure):
         ("marks", ctypes.c_int64),
         ("scratch", ctypes.c_int64),
         ("score", ctypes.c_void_p),
+        ("own", ctypes.c_int64),
+        ("own_size", ctypes.c_int64),
+        ("group", ctypes.c_int64),
     )
 
 
@@ -121,7 +124,7 @@ def library() -> Any:
     loaded.pathguard_use.argtypes, loaded.pathguard_use.restype = [ctypes.c_char_p], ctypes.c_char_p
     loaded.pathguard_run.restype = ctypes.c_int
     loaded.pathguard_run.argtypes = [
-        ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int32, *[ctypes.c_void_p] * 6,
+        ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int32, *[ctypes.c_void_p] * 7,
     ]  # fmt: skip
     loaded.pathguard_score.restype = None
     loaded.pathguard_score.argtypes = [ctypes.c_void_p, ctypes.c_int64, *[ctypes.c_void_p] * 5]

@@ -523,9 +523,16 @@ def _same(pair: Any) -> int:
 
 def _rows(channels: int, kernel_h: int, kernel_w: int, stride: int, out: FeatureMap) -> int:
     """Output rows for which the input is laid out at a time."""
-    row = channels * kernel_w * min(stride, kernel_h) * out.width
+    row = channels * laid_out(kernel_h, kernel_w, stride, out.width)
     few = -(-64 // out.width)  # no fewer than what fills the registers
     return min(out.height, max(few, SCRATCH // row - (kernel_h - 1) // stride))
+
+
+def laid_out(kernel_h: int, kernel_w: int, stride: int, width: int) -> int:
+    """Floats of a channel that are laid out for one more row of an output of this width."""
+    if stride == 1 and width % ALIGNMENT == 0:  # whole vectors make up a row
+        return width + kernel_w - 1
+    return kernel_w * min(stride, kernel_h) * width
 
 
 def _array(tensor: Tensor) -> Array:

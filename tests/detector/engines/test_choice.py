@@ -185,6 +185,13 @@ def test_a_network_with_an_unknown_layer_is_served_masked():
     assert "Hardswish" in chosen.refused["kernel"]
 
 
+def replace_kernel(monkeypatch, engine):
+    """`engine` in the place of the kernel; it has no steps to time."""
+    monkeypatch.setattr(choice, "KernelEngine", engine)
+    monkeypatch.setattr(choice, "choose_together", lambda *_: None)
+    monkeypatch.setattr(choice, "report", lambda *_: "")
+
+
 def test_an_engine_with_other_answers_is_left_out(network, monkeypatch):
     class Wrong(Marked):
         def __init__(self, *_):
@@ -194,7 +201,7 @@ def test_an_engine_with_other_answers_is_left_out(network, monkeypatch):
             right = choice.MaskedEngine(network, CPU).answer(pixels).evidence
             return Answers(Evidence(right.class_logits + 1e-2, right.gate_logits, right.path))
 
-    monkeypatch.setattr(choice, "KernelEngine", Wrong)
+    replace_kernel(monkeypatch, Wrong)
 
     chosen = choose_engine(network, SPEC, None, CPU)
 
@@ -215,7 +222,7 @@ def test_an_engine_with_other_scores_is_left_out(network, monkeypatch):
             right = choice.MaskedEngine(network, CPU).answer(pixels).evidence
             return Answers(right, score.of(right) + 0.1)
 
-    monkeypatch.setattr(choice, "KernelEngine", Off)
+    replace_kernel(monkeypatch, Off)
 
     chosen = choose_engine(network, SPEC, score, CPU)
 

@@ -117,6 +117,62 @@ def test_the_kernel_says_the_same_with_more_threads(count):
 
 
 @needs_kernel
+@settings(max_examples=40)
+@given(data=st.data(), threads=st.sampled_from((1, 2)), count=st.integers(2, 11))
+def test_the_kernel_says_the_same_whatever_its_images_take_together(data, threads, count):
+    spec = ImageSpec(11, 17, 1)
+    program = program_of(settled(data.draw(backbones(1)), tensor(spec)), spec)
+    images, engine = smooth_images(spec, count, seed=1), KernelEngine(program, threads=threads)
+    expected = engine.answer(images).evidence
+
+    engine.take_together(data.draw(st.sets(st.integers(0, len(program.steps) - 1))))
+    found = engine.answer(images).evidence
+
+    np.testing.assert_array_equal(found.class_logits, expected.class_logits)
+    np.testing.assert_array_equal(found.gate_logits, expected.gate_logits)
+    np.testing.assert_array_equal(found.path.bits, expected.path.bits)
+
+
+@needs_kernel
+def test_each_step_of_the_kernel_is_timed():
+    spec = ImageSpec(9, 11, 1)
+    engine = KernelEngine(program_of(settled(build_network("resnet8", 1, 4), tensor(spec)), spec))
+
+    found = engine.step_milliseconds(smooth_images(spec, 3), [(), [2, 5]])
+
+    assert found.shape == (2, len(engine.program.steps))
+    assert (found > 0).all()
+    assert engine.together == ()
+
+
+@needs_kernel
+@pytest.mark.parametrize("instructions", [None, b"avx2", b"any"])
+@pytest.mark.parametrize(
+    "pooling",
+    [
+        nn.MaxPool2d(3, 2, 1),
+        nn.MaxPool2d(2),
+        nn.MaxPool2d(5, 3, 2),
+        nn.AvgPool2d(3, 1, 1),
+        nn.AvgPool2d(4, 3, 2, count_include_pad=False),
+    ],
+    ids=str,
+)
+def test_the_kernel_pools_as_torch_does(pooling, instructions):
+    spec = ImageSpec(19, 38, 3)
+    parts = convolution(3, 7), pooling, convolution(7, 9, relu=False), pooling, nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    network = settled(nn.Sequential(*parts, nn.Linear(9, 6)), tensor(spec))
+    if library().pathguard_use(instructions) is None:
+        pytest.skip(f"this processor has no {instructions.decode()}")
+    try:
+        found = agreement(KernelEngine, network, spec, smooth_images(spec, 3, seed=1))
+    finally:
+        library().pathguard_use(None)
+
+    assert found.exact, found
+
+
+@needs_kernel
 @pytest.mark.parametrize("wrong", [np.zeros((1, 8, 9, 1), np.uint8), np.zeros((1, 8, 8, 1), np.float32)])
 def test_the_kernel_reads_no_pixels_of_another_size(wrong):
     engine = KernelEngine(program_of(decouple(build_network("resnet8", 1, 4)), ImageSpec(8, 8, 1)))
@@ -174,8 +230,24 @@ def test_the_answer_about_an_image_does_not_depend_on_the_batch(engine):
         (KernelEngine, "all"),
     ],
 )
-@pytest.mark.parametrize(("attacks", "benign"), [(1, 0), (3, 0), (3, 2)])
+@pytest.mark.parametrize(("attacks", "benign"), [(1, 0), (3, 0), (3, 2), (18, 15)])
 def test_the_score_of_the_same_call_is_scikit_learns_own(engine, kinds, attacks, benign):
+    scores_like_scikit_learn(engine, kinds, attacks, benign)
+
+
+@needs_kernel
+@pytest.mark.parametrize("instructions", [b"avx2", b"any"])
+@pytest.mark.parametrize(("attacks", "benign"), [(1, 0), (17, 16)])
+def test_the_score_is_the_same_with_narrower_vectors(instructions, attacks, benign):
+    if library().pathguard_use(instructions) is None:
+        pytest.skip(f"this processor has no {instructions.decode()}")
+    try:
+        scores_like_scikit_learn(KernelEngine, "all", attacks, benign)
+    finally:
+        library().pathguard_use(None)
+
+
+def scores_like_scikit_learn(engine, kinds, attacks, benign):
     if engine is KernelEngine and not has_kernel():
         pytest.skip("the compiled kernel was not built")
     spec = ImageSpec(8, 8, 1)
