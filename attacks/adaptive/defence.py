@@ -5,20 +5,24 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from attacks.draws import Draws
 from attacks.methods.gradient import Ascent
 from attacks.problem import Problem, Victim
-from attacks.surrogate import EPOCHS, WIDTH, Surrogate, Versions, surrogate_of, torch_features
+from attacks.surrogate import EPOCHS, WIDTH, Surrogate, Versions, imitate, surrogate_of, torch_features
+from detector.baselines.baseline import Baseline
+from detector.baselines.torch_score import TorchScore, Trace
 from detector.batches import batches, device_of, to_pixels, to_tensor
 from detector.bundle import Bundle
 from detector.datasets import ImageSet
 from detector.errors import DataError
 from detector.network.decouple import GatedNet
 from detector.paths.encoder import encode
-from detector.scoring.compiled_score import compile_score
+from detector.scoring.compiled_score import Score, compile_score
+from detector.scoring.thresholds import Calibration
 
 log = logging.getLogger(__name__)
 
@@ -133,29 +137,12 @@ def defence_of(bundle: Bundle, network: GatedNet, clean: ImageSet, rate: float |
         return torch.from_numpy(labels).to(images.device), torch.from_numpy(scores).to(images.device)
 
     def versions() -> Iterator[Versions]:
-        chooser = np.random.default_rng(seed)
-        for positions, images in batches(clean.first(2 * GUIDES), 250, device_of(network)):
-            ids, changed = clean.ids[positions], []
-            for noise in (0.0, *NOISES):
-                added = torch.from_numpy(chooser.normal(0, 1, images.shape)).to(images) * noise
-                changed.append(images + added)
-            with torch.no_grad():
-                labels = network(images).argmax(dim=1)
-            for budget in ATTACKS:
-                draws = Draws(chooser.integers(2**31, size=len(images)).tolist(), images.device, images.dtype)
-                problem = Problem(Victim(network, len(images)), images, labels, None, draws, ids)
-                changed.append(Ascent("linf", budget, steps=10, start=True, stop=False)(problem))
-            for points in changed:
-                yield Versions(columns(encode(network, to_tensor(to_pixels(points), images.device))), ids)
+        for images, ids in _versions(network, clean, seed):
+            yield Versions(columns(encode(network, images)), ids)
 
     surrogate = surrogate_of(classifier, lambda: Versions.joined(versions()), seed)
     if not surrogate.exact:
-        log.info(
-            "the detector's classifier has no gradient: attacks follow an imitation, whose scores of %d versions of "
-            "images that it was not fitted on have a rank correlation of %.2f with the real ones",
-            surrogate.held_out,
-            surrogate.spearman,
-        )
+        _say_how_well("the detector's classifier", surrogate)
     guides = _guides(network, judge, threshold, clean)
     known: dict[str, object] = {"detector": bundle.threshold_digest, "false_alarm_rate": rate}
     if not surrogate.exact:
@@ -164,6 +151,96 @@ def defence_of(bundle: Bundle, network: GatedNet, clean: ImageSet, rate: float |
         see_with(surrogate), judge, threshold, float(calibration.scores.std()), surrogate.exact, surrogate.spearman,
         guides, known,
     )  # fmt: skip
+
+
+def defence_of_baseline(
+    network: GatedNet, method: Baseline, score: Score, calibration: Calibration, clean: ImageSet, rate: float,
+    seed: int = 0,
+) -> Defence:  # fmt: skip
+    """What is known of another detector on the same network.
+
+    A score in torch is followed by its own gradient; any other by that of an imitation which reads class and gate
+    logits, for what the detector looks at need not have a gradient either.
+
+    Args:
+        network: in evaluation mode, where the attack will run.
+        method: the detector.
+        score: what it was fitted to.
+        calibration: its scores of clean images.
+        clean: as in `defence_of`; for an imitation as well.
+        rate: share of false alarms that sets the threshold.
+        seed: of the imitation.
+
+    Raises:
+        DataError: no clean image is right and unflagged.
+        RequestError: there is no threshold for the rate, or an imitation has too few images to be fitted on.
+    """
+    threshold = calibration.threshold(rate)
+
+    def judge(images: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            labels = network(images).argmax(dim=1)
+        return labels, torch.from_numpy(score(method.observe(images))).to(images.device)
+
+    exact = isinstance(score, TorchScore)
+    known, spearman = (score, 1.0) if isinstance(score, TorchScore) else _imitated(network, method, judge, clean, seed)
+
+    def see(images: Tensor) -> Seen:
+        trace = known.trace(images)
+        return Seen(trace.logits, known.of(trace.rows), trace.gates)
+
+    guides = _guides(network, judge, threshold, clean)
+    return Defence(see, judge, threshold, float(calibration.scores.std()), exact, spearman, guides)
+
+
+def _imitated(
+    network: GatedNet, method: Baseline, judge: Callable[[Tensor], tuple[Tensor, Tensor]], clean: ImageSet, seed: int
+) -> tuple[TorchScore, float]:
+    """An imitation of what `judge` scores, and how well it ranks."""
+
+    def trace(images: Tensor) -> Trace:
+        logits, readings = network.trace(images)
+        gates = torch.cat([reading.logits for reading in readings.values()], dim=1)
+        return Trace(logits, gates, torch.cat([logits, gates], dim=1))
+
+    rows, scores, sources = [], [], []
+    for images, ids in _versions(network, clean, seed):
+        with torch.no_grad():
+            rows.append(trace(images).rows.cpu().numpy())
+        scores.append(judge(images)[1].cpu().numpy())
+        sources.append(ids)
+    versions = Versions(np.concatenate(rows), np.concatenate(sources))
+    surrogate = imitate(lambda _: np.concatenate(scores), versions, seed)
+    _say_how_well(method.name, surrogate)
+    return TorchScore(surrogate.score, trace), surrogate.spearman
+
+
+def _versions(network: GatedNet, clean: ImageSet, seed: int) -> Iterator[tuple[Tensor, npt.NDArray[np.int64]]]:
+    """What an imitation of a scorer is fitted on: versions of clean images, in 8 bits, and their ids."""
+    chooser = np.random.default_rng(seed)
+    for positions, images in batches(clean.first(2 * GUIDES), 250, device_of(network)):
+        ids, changed = clean.ids[positions], []
+        for noise in (0.0, *NOISES):
+            added = torch.from_numpy(chooser.normal(0, 1, images.shape)).to(images) * noise
+            changed.append(images + added)
+        with torch.no_grad():
+            labels = network(images).argmax(dim=1)
+        for budget in ATTACKS:
+            draws = Draws(chooser.integers(2**31, size=len(images)).tolist(), images.device, images.dtype)
+            problem = Problem(Victim(network, len(images)), images, labels, None, draws, ids)
+            changed.append(Ascent("linf", budget, steps=10, start=True, stop=False)(problem))
+        for points in changed:
+            yield to_tensor(to_pixels(points), images.device), ids
+
+
+def _say_how_well(what: str, surrogate: Surrogate) -> None:
+    log.info(
+        "%s has no gradient: attacks follow an imitation, whose scores of %d versions of images that it was not fitted "
+        "on have a rank correlation of %.2f with the real ones",
+        what,
+        surrogate.held_out,
+        surrogate.spearman,
+    )
 
 
 def _guides(

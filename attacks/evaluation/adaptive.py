@@ -11,7 +11,7 @@ from torch import Tensor
 from attacks.adaptive.defence import Defence
 from attacks.adaptive.suite import ADAPTIVE, ADAPTIVE_DEEP
 from attacks.craft import craft
-from attacks.evaluation.protocol import Protocol
+from attacks.evaluation.protocol import Trial
 from attacks.recipes import RECIPES, Recipe, Setting
 from attacks.selection import rightly_classified
 from detector.batches import device_of, to_tensor
@@ -62,7 +62,7 @@ class Withstood:
 
 
 def withstand(
-    network: GatedNet, images: ImageSet, defence: Defence, protocol: Protocol, accuracy: float, seed: int,
+    network: GatedNet, images: ImageSet, defence: Defence, trial: Trial, accuracy: float, seed: int,
     workers: Workers = IN_PROCESS,
 ) -> list[Withstood]:  # fmt: skip
     """Attack the first images that the network gets right, by each adaptive recipe at each budget.
@@ -75,22 +75,22 @@ def withstand(
         network: the bundle's, in evaluation mode.
         images: the test split.
         defence: what the attacker knows.
-        protocol: how many images, steps, restarts; which recipes and budgets.
+        trial: how many images, steps, restarts; which recipes and budgets.
         accuracy: share of clean test images that the network gets right.
         seed: of the attacks.
         workers: who attacks.
     """
-    right = images.subset(rightly_classified(network, images.first(2 * protocol.adaptive_images)))
-    chosen = right.first(protocol.adaptive_images)
+    right = images.subset(rightly_classified(network, images.first(2 * trial.images)))
+    chosen = right.first(trial.images)
     pixels = to_tensor(chosen.pixels(slice(None)), device_of(network))
     labels = torch.from_numpy(chosen.labels).to(pixels.device)
-    tasks = list(_tasks(protocol, len(chosen)))
+    tasks = list(_tasks(trial, len(chosen)))
     won = list(workers.map(_Attacking(network, pixels, labels, chosen.ids, defence, seed), tasks))
     found: list[Withstood] = []
     # What an attack did within a budget lies within every larger one.
     misread, evaded = np.zeros(len(chosen), bool), np.zeros(len(chosen), bool)
     lost: dict[str, npt.NDArray[np.bool_]] = {}
-    for budget in sorted(protocol.budgets):
+    for budget in sorted(trial.budgets):
         tried, off = len(chosen), ""
         for task, one in zip(tasks, won, strict=True):
             if task.budget != budget:
@@ -128,19 +128,20 @@ class _Won:
     reached: npt.NDArray[np.bool_]
 
 
-def _tasks(protocol: Protocol, images: int) -> Iterator[_Task]:
-    for budget in protocol.budgets:
-        headline = budget == max(protocol.budgets)
+def _tasks(trial: Trial, images: int) -> Iterator[_Task]:
+    for budget in trial.budgets:
+        headline = budget == max(trial.budgets)
         # Below the headline's budget a curve is drawn, by descents a quarter as long.
-        steps = protocol.adaptive_steps if headline else max(10, protocol.adaptive_steps // 4)
-        restarts = protocol.adaptive_restarts if headline else 1
+        steps = trial.steps if headline else max(10, trial.steps // 4)
+        restarts = trial.restarts if headline else 1
         plain: dict[str, Setting] = {"steps": steps, "step": 0.25, "stop": True}
         yield _Task(budget, replace(RECIPES["pgd"], budget=budget / 255, settings=plain), images)
         for recipe in ADAPTIVE:
             stepped = recipe.name in STEPPED
-            if recipe.name not in protocol.adaptive_recipes or not (stepped or headline):
+            if recipe.name not in trial.recipes or not (stepped or headline):
                 continue
-            settings = {**recipe.settings, "steps": steps, "restarts": restarts} if stepped else recipe.settings
+            own = {"steps": steps, "restarts": restarts} if stepped else trial.recipes[recipe.name]
+            settings = {**recipe.settings, **own}
             few = images if stepped or recipe.images is None else min(images, recipe.images)
             yield _Task(budget, replace(recipe, budget=budget / 255, settings=settings), few)
 

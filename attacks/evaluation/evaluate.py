@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from attacks.adaptive.defence import defence_of
 from attacks.benign import benign_samples
 from attacks.evaluation.adaptive import Withstood, rows_of_withstood, withstand
+from attacks.evaluation.adaptive_baselines import adaptive_baselines_sheet
 from attacks.evaluation.costs import cost_rows
 from attacks.evaluation.judgement import Judge, Matrix, Served, Sheet
 from attacks.evaluation.material import gather, limit_of
@@ -80,7 +81,7 @@ def evaluate_bundle(
     fewer: list[Baseline] = [paths(info.features, f"paths, {limit} images of a kind", limit) for limit in limits]
     methods: list[Baseline] = [ours, *others, *fewer]
     log.info("images pass the network")
-    material = gather(network, splits, store, [ours, *others], protocol, seed, foreign)
+    material = gather(network, splits, store, [ours, *others], protocol, seed, foreign, adaptive)
     served = _served(bundle, network, classes)
     judge = Judge(material, protocol, served, seed)
     log.info("tables: attacks left out")
@@ -107,9 +108,15 @@ def evaluate_bundle(
     if adaptive:
         log.info("attackers who know the detector")
         known = defence_of(bundle, network, splits.validation, seed=seed)
-        withstood = withstand(network, splits.test, known, protocol, material.right_clean, seed, workers)
-        title = f"robust accuracy where {info.max_false_alarm_rate:.0%} of clean images may be flagged"
+        rate, accuracy = info.max_false_alarm_rate, material.right_clean
+        withstood = withstand(network, splits.test, known, protocol.adaptive, accuracy, seed, workers)
+        title = f"robust accuracy where {rate:.0%} of clean images may be flagged"
         sheets.append(Sheet("adaptive", title, rows_of_withstood(withstood)))
+        if others:
+            beside = adaptive_baselines_sheet(
+                network, splits, known, others, judge, protocol, rate, accuracy, seed, workers
+            )
+            sheets.append(beside)
     sheets.append(
         Sheet("costs", "cost beside the plain backbone", cost_rows(bundle, network, splits, protocol.timed_seconds))
     )

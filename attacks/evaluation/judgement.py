@@ -349,6 +349,16 @@ class Judge:
             found[place] = [row.get(other, np.nan) for other in names]
         return Matrix(names, names, found)
 
+    def calibrated(self, method: Baseline) -> tuple[Score, Calibration]:
+        """A method fitted on what the bundle's detector was fitted on, and its scores of calibration images.
+
+        Raises:
+            DataError: it cannot be fitted on so few attacked images.
+        """
+        score, usual = self._score(method, self._fitted_on), self._seen(method, SetKey(CALIBRATION, CLEAN))
+        assert usual is not None
+        return score, Calibration(score(usual.rows))
+
     def _groups(self) -> Iterator[tuple[str, dict[str, set[str]]]]:
         every = [*self._fitted_on, *(name for name in self.attacks if name not in self._fitted_on)]
         families: dict[str, set[str]] = {}
@@ -366,14 +376,8 @@ class Judge:
 
         Empty where it cannot be fitted on so few attacked images.
         """
-        clean = self._seen(method, SetKey(FITTING, CLEAN))
-        seen = {name: self._seen(method, SetKey(FITTING, name)) for name in known}
-        attacked = {name: part for name, part in seen.items() if part is not None}
-        assert clean is not None
-        if shots is not None:
-            clean, attacked = self._few(clean, attacked, shots)
         try:
-            score = method.fit(clean, attacked)
+            score = self._score(method, known, shots)
         except DataError as error:
             log.warning("%s fitted on %s is left out: %s", method.name, ", ".join(known), error)
             return {}
@@ -385,6 +389,15 @@ class Judge:
             if rows is not None:
                 found[name] = auroc(usual, score(rows.rows))
         return found
+
+    def _score(self, method: Baseline, known: Sequence[str], shots: int | None = None) -> Score:
+        clean = self._seen(method, SetKey(FITTING, CLEAN))
+        seen = {name: self._seen(method, SetKey(FITTING, name)) for name in known}
+        attacked = {name: part for name, part in seen.items() if part is not None}
+        assert clean is not None
+        if shots is not None:
+            clean, attacked = self._few(clean, attacked, shots)
+        return method.fit(clean, attacked)
 
     def _few(
         self, clean: Observed, attacked: Mapping[str, Observed], shots: int

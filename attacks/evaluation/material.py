@@ -89,7 +89,7 @@ class _Gathered:
 
 def gather(
     network: GatedNet, splits: Splits, store: AttackStore, methods: Sequence[Baseline], protocol: Protocol, seed: int,
-    foreign: ImageSet | None = None,
+    foreign: ImageSet | None = None, calibrated: bool = False,
 ) -> Material:  # fmt: skip
     """Send every image of the protocol through the network once for each way of looking at it.
 
@@ -102,6 +102,7 @@ def gather(
         seed: of noise and corruptions.
         foreign: images of another data set; None for scikit-learn's handwritten digits, or for none where these are the
             network's own.
+        calibrated: whether other detectors than ours get a threshold, and look at calibration images.
 
     Raises:
         DataError: attacks are unfinished.
@@ -119,8 +120,9 @@ def gather(
             part = slice(start, start + CHUNK)
             images = to_tensor(pile.pixels[part], device_of(network))
             for sees, method in observers.items():
-                if sees != SEES and (pile.key.split == CALIBRATION or pile.key.name not in compared):
-                    continue  # other detectors are compared by clean and attacked images, without a threshold
+                aside = pile.key.name not in compared or (pile.key.split == CALIBRATION and not calibrated)
+                if sees != SEES and aside:
+                    continue  # other detectors are compared by clean and attacked images
                 into, limit = gathered[sees].setdefault(pile.key, _Gathered()), limits[sees]
                 wanted = len(images) if limit is None else min(len(images), limit - into.count)
                 if wanted <= 0:

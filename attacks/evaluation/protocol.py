@@ -3,7 +3,27 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from attacks.recipes import Setting
 from detector.errors import RequestError
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """How long attackers search who know a detector.
+
+    Attributes:
+        images: test images that they are given.
+        steps: of each descent.
+        restarts: descents from different starts.
+        recipes: which attacks, each with the settings that are not its own: of those that do not descend.
+        budgets: L-inf, in grey levels of 255; the last is the headline.
+    """
+
+    images: int
+    steps: int
+    restarts: int
+    recipes: Mapping[str, Mapping[str, Setting]]
+    budgets: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +40,9 @@ class Protocol:
         corrupted_images: test images that each corruption is put on.
         severities: of the corruptions, from 1 to 5.
         foreign_images: images of another data set.
-        adaptive_images: test images that adaptive attacks are given.
-        adaptive_steps: steps of each descent.
-        adaptive_restarts: descents from different starts.
-        adaptive_recipes: which of them.
-        budgets: of the adaptive curve, L-inf, in grey levels of 255; the last is the headline.
+        adaptive: attackers who know our detector.
+        adaptive_baselines: attackers who know a baseline, and those of ours that it is held against.
+        adaptive_costly: the same of baselines that take long for each image.
         bootstrap: draws of an interval.
         baselines: whether other authors' detectors are run as well; the costly ones of them too.
         costly_baselines: whether those that take long for each image are among them.
@@ -41,11 +59,9 @@ class Protocol:
     corrupted_images: int
     severities: tuple[int, ...]
     foreign_images: int
-    adaptive_images: int
-    adaptive_steps: int
-    adaptive_restarts: int
-    adaptive_recipes: tuple[str, ...]
-    budgets: tuple[int, ...]
+    adaptive: Trial
+    adaptive_baselines: Trial
+    adaptive_costly: Trial
     bootstrap: int
     baselines: bool
     costly_baselines: bool
@@ -53,17 +69,26 @@ class Protocol:
     timed_seconds: float
 
 
+_QUICK: Mapping[str, Mapping[str, Setting]] = {"adaptive-orthogonal": {}, "adaptive-joint": {}}
+_DESCENTS: Mapping[str, Mapping[str, Setting]] = {
+    "adaptive-joint": {}, "adaptive-selective": {}, "adaptive-orthogonal": {}, "adaptive-path": {},
+}  # fmt: skip
+
 PROTOCOLS: Mapping[str, Protocol] = {
     protocol.name: protocol
     for protocol in (
         Protocol(
-            "quick", 400, 200, 1000, 0, 5, 60, (1, 3), 300, 24, 30, 1, ("adaptive-orthogonal", "adaptive-joint"),
-            (2, 8), 100, True, False, (1, 10), 1.0,
+            "quick", 400, 200, 1000, 0, 5, 60, (1, 3), 300,
+            Trial(24, 30, 1, _QUICK, (2, 8)), Trial(12, 30, 1, _QUICK, (8,)), Trial(6, 30, 1, _QUICK, (8,)),
+            100, True, False, (1, 10), 1.0,
         ),
         Protocol(
-            "full", 4000, 3000, None, 500, 12, 500, (1, 3, 5), 1500, 200, 200, 5,
-            ("adaptive-joint", "adaptive-selective", "adaptive-orthogonal", "adaptive-path", "adaptive-square",
-             "adaptive-hopskipjump"), (1, 2, 4, 8), 1000, True, True, (1, 5, 10), 5.0,
+            "full", 4000, 3000, None, 500, 12, 500, (1, 3, 5), 1500,
+            Trial(200, 200, 5, {**_DESCENTS, "adaptive-square": {}, "adaptive-hopskipjump": {}}, (1, 2, 4, 8)),
+            Trial(50, 200, 2, {**_DESCENTS, "adaptive-square": {"queries": 2000},
+                               "adaptive-hopskipjump": {"steps": 10, "restarts": 1}}, (8,)),
+            Trial(20, 50, 1, {**_DESCENTS, "adaptive-square": {"queries": 500}}, (8,)),
+            1000, True, True, (1, 5, 10), 5.0,
         ),
     )
 }  # fmt: skip

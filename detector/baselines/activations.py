@@ -2,16 +2,19 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from detector.baselines.torch_score import Trace
 from detector.errors import RequestError
 from detector.network.decouple import GatedNet
 from detector.paths.encoder import Floats
 
 HEAD = "head"
+Rows = TypeVar("Rows", Tensor, Floats)
 
 
 class ActivationReader:
@@ -41,33 +44,41 @@ class ActivationReader:
         for layer in network.layers:
             self._watched[layer] = next(module for name, module in modules.items() if name.endswith(f".{layer}"))
         self._watched[HEAD] = linear[-1]
-        logits, parts = self._read(example[:1])
+        with torch.inference_mode():
+            logits, _, parts = self._read(example[:1])
         self.classes = logits.shape[1]
         self.layers = {name: part.shape[1] for name, part in parts.items()}
 
     def rows(self, images: Tensor) -> Floats:
         """Class logits, then pooled activations of all layers, `float32`, `(batch, classes + channels)`."""
-        logits, parts = self._read(images)
-        return torch.cat([logits, *parts.values()], dim=1).float().cpu().numpy()
+        with torch.inference_mode():
+            rows: Floats = self.trace(images).rows.float().cpu().numpy()
+        return rows
 
-    def logits(self, rows: Floats) -> Floats:
+    def trace(self, images: Tensor) -> Trace:
+        """The same rows, with a gradient where the images want one."""
+        logits, gates, parts = self._read(images)
+        return Trace(logits, gates, torch.cat([logits, *parts.values()], dim=1))
+
+    def logits(self, rows: Rows) -> Rows:
         """The class logits among the columns of `rows`."""
         return rows[:, : self.classes]
 
-    def activations(self, rows: Floats) -> Floats:
+    def activations(self, rows: Rows) -> Rows:
         """The pooled activations among the columns of `rows`, layers side by side."""
         return rows[:, self.classes :]
 
-    def by_layer(self, rows: Floats) -> dict[str, Floats]:
+    def by_layer(self, rows: Rows) -> dict[str, Rows]:
         """The pooled activations of each layer, `(images, channels)`."""
-        ends = np.cumsum(list(self.layers.values()))[:-1]
-        return dict(zip(self.layers, np.split(self.activations(rows), ends, axis=1), strict=True))
+        ends = np.cumsum([self.classes, *self.layers.values()]).tolist()
+        return {name: rows[:, start:end] for name, start, end in zip(self.layers, ends, ends[1:], strict=False)}
 
-    def _read(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _read(self, images: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Class logits, gate logits, and the activations of each layer."""
         seen: dict[str, Tensor] = {}
-        with torch.inference_mode(), self._watching(seen):
-            logits: Tensor = self._network(images)
-        return logits, seen
+        with self._watching(seen):
+            logits, readings = self._network.trace(images)
+        return logits, torch.cat([reading.logits for reading in readings.values()], dim=1), seen
 
     @contextmanager
     def _watching(self, seen: dict[str, Tensor]) -> Iterator[None]:

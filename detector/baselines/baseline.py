@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.base import BaseEstimator
 from torch import Tensor
 
 from detector.paths.encoder import Floats
@@ -86,8 +87,16 @@ def fitted_on(
     Raises:
         DataError: there are no attacked images.
     """
+    return behind(columns, compile_score(classifier_on(columns, clean, attacked, classifier, seed)))
+
+
+def classifier_on(
+    columns: Callable[[Floats], Floats], clean: Observed, attacked: Mapping[str, Observed],
+    classifier: str = REGRESSION, seed: int = 0,
+) -> BaseEstimator:  # fmt: skip
+    """The fitted classifier of `fitted_on`."""
     parts = {name: columns(part.rows) for name, part in attacked.items() if len(part)}
-    return behind(columns, compile_score(fit_classifier(classifier, columns(clean.rows), parts, seed)))
+    return fit_classifier(classifier, columns(clean.rows), parts, seed)
 
 
 def behind(columns: Callable[[Floats], Floats], score: Score) -> Score:

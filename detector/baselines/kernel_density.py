@@ -4,18 +4,18 @@ Their Gaussian kernel, on the activations that the last linear layer reads; the 
 data set, is the one under which clean images of the other half of the fitting split are most likely.
 """
 
+import math
 from collections.abc import Mapping
 
-import numpy as np
-from sklearn.neighbors import KernelDensity
+import torch
 from torch import Tensor
 
 from detector.baselines.activations import HEAD, ActivationReader
 from detector.baselines.baseline import Observed
+from detector.baselines.torch_score import TorchScore
 from detector.paths.encoder import Floats
-from detector.scoring.compiled_score import Score
-from detector.scoring.thresholds import Scores
 
+UNKNOWN = 1e12  # the score where no clean image is of the predicted class: above that of any other image
 BANDWIDTHS = (0.1, 0.26, 0.5, 1.0, 2.0)  # in standard deviations of a column, on average; theirs for CIFAR-10 is 0.26
 
 
@@ -31,40 +31,51 @@ class KernelDensities:
         """Class logits and activations."""
         return self._reader.rows(images)
 
-    def fit(self, clean: Observed, attacked: Mapping[str, Observed]) -> Score:  # noqa: ARG002
+    def fit(self, clean: Observed, attacked: Mapping[str, Observed]) -> TorchScore:  # noqa: ARG002
         """Learn the densities; attacked images are not needed."""
-        hidden = self._hidden(clean.rows)
-        spread = float(hidden.std(axis=0).mean()) or 1.0
-        labels, odd = self._reader.logits(clean.rows).argmax(axis=1), clean.ids % 2 == 1
-        classes = range(self._reader.classes)
+        rows = torch.from_numpy(clean.rows)
+        hidden, labels = self._hidden(rows), self._reader.logits(rows).argmax(dim=1)
+        odd = torch.from_numpy(clean.ids % 2 == 1)
+        spread = float(hidden.std(dim=0, correction=0).mean()) or 1.0
 
-        def densities(bandwidth: float, kept: Floats, of: Floats) -> dict[int, KernelDensity]:
-            return {
-                label: KernelDensity(bandwidth=bandwidth * spread).fit(kept[of == label])
-                for label in classes
-                if (of == label).any()
-            }
+        def of_classes(chosen: Tensor) -> dict[int, Tensor]:
+            return {int(label): hidden[chosen & (labels == label)] for label in labels[chosen].unique()}
+
+        halves = of_classes(~odd), of_classes(odd)
 
         def likelihood(bandwidth: float) -> float:
-            found = densities(bandwidth, hidden[~odd], labels[~odd])
+            known, others = halves
             return sum(
-                float(found[label].score_samples(hidden[odd & (labels == label)]).sum())
-                for label in found
-                if (odd & (labels == label)).any()
+                float(log_density(others[label], known[label], bandwidth * spread).sum())
+                for label in known
+                if label in others
             )
 
-        chosen = max(BANDWIDTHS, key=likelihood)
-        found = densities(chosen, hidden, labels)
+        width, found = spread * max(BANDWIDTHS, key=likelihood), of_classes(torch.ones_like(odd))
 
-        def score(rows: Floats) -> Scores:
-            predicted, values = self._reader.logits(rows).argmax(axis=1), self._hidden(rows)
-            scores = np.full(len(rows), np.finfo(np.float64).max / 2)  # of a class that no clean image is of
-            for label, density in found.items():
-                if (predicted == label).any():
-                    scores[predicted == label] = -density.score_samples(values[predicted == label])
+        def score(rows: Tensor) -> Tensor:
+            predicted, values = self._reader.logits(rows).argmax(dim=1), self._hidden(rows)
+            scores = torch.full_like(values[:, 0], UNKNOWN)
+            for label, kept in found.items():
+                mine = predicted == label
+                scores[mine] = -log_density(values[mine], kept, width)
             return scores
 
-        return score
+        return TorchScore(score, self._reader.trace)
 
-    def _hidden(self, rows: Floats) -> Floats:
-        return self._reader.by_layer(rows)[HEAD]
+    def _hidden(self, rows: Tensor) -> Tensor:
+        return self._reader.by_layer(rows)[HEAD].double()
+
+
+def log_density(points: Tensor, kept: Tensor, bandwidth: float) -> Tensor:
+    """Log of the mean of Gaussians around `kept`, at `points`, `(points,)`.
+
+    Args:
+        points: `(points, columns)`.
+        kept: at least one, `(kept, columns)`.
+        bandwidth: standard deviation of each Gaussian in each column.
+    """
+    kept = kept.to(points.device)
+    squared = (points**2).sum(dim=1, keepdim=True) - 2 * points @ kept.T + (kept**2).sum(dim=1)
+    unit = kept.shape[1] * math.log(bandwidth * math.sqrt(2 * math.pi)) + math.log(len(kept))
+    return (-0.5 * squared / bandwidth**2).logsumexp(dim=1) - unit

@@ -8,13 +8,13 @@ the two apart by itself.
 
 from collections.abc import Mapping
 
-import numpy as np
+import torch
 from torch import Tensor
 
 from detector.baselines.activations import ActivationReader
-from detector.baselines.baseline import Observed, fitted_on
+from detector.baselines.baseline import Observed
+from detector.baselines.torch_score import TorchScore, regression_on
 from detector.paths.encoder import Floats
-from detector.scoring.compiled_score import Score
 
 NEIGHBOURS, REFERENCES = 20, 500
 
@@ -31,20 +31,20 @@ class LocalDimensions:
         """Class logits and activations."""
         return self._reader.rows(images)
 
-    def fit(self, clean: Observed, attacked: Mapping[str, Observed]) -> Score:
+    def fit(self, clean: Observed, attacked: Mapping[str, Observed]) -> TorchScore:
         """Keep the references, then weigh the layers."""
         kept = clean.ids % 2 == 0
-        references = {name: part[:REFERENCES] for name, part in self._reader.by_layer(clean.rows[kept]).items()}
+        references = self._reader.by_layer(torch.from_numpy(clean.rows[kept][:REFERENCES]))
 
-        def dimensions(rows: Floats) -> Floats:
+        def dimensions(rows: Tensor) -> Tensor:
             parts = self._reader.by_layer(rows)
-            return np.stack([local_dimension(parts[name], reference) for name, reference in references.items()], axis=1)
+            return torch.stack([local_dimension(parts[name], of) for name, of in references.items()], dim=1)
 
         others = {name: part.at(part.ids % 2 == 1) for name, part in attacked.items()}
-        return fitted_on(dimensions, clean.at(~kept), others)
+        return regression_on(dimensions, self._reader.trace, clean.at(~kept), others)
 
 
-def local_dimension(points: Floats, references: Floats, neighbours: int = NEIGHBOURS) -> Floats:
+def local_dimension(points: Tensor, references: Tensor, neighbours: int = NEIGHBOURS) -> Tensor:
     """-1 / mean(log(r_i / r_k)) over the k nearest references, `(points,)`.
 
     Args:
@@ -52,9 +52,8 @@ def local_dimension(points: Floats, references: Floats, neighbours: int = NEIGHB
         references: `(references, channels)`.
         neighbours: k, at most as many as there are references.
     """
-    points, references = points.astype(np.float64), references.astype(np.float64)
-    squared = (points**2).sum(axis=1, keepdims=True) - 2 * points @ references.T + (references**2).sum(axis=1)
-    count = min(neighbours, len(references))
-    nearest = np.sqrt(np.maximum(np.sort(np.partition(squared, count - 1, axis=1)[:, :count], axis=1), 1e-12))
-    slope = np.log(nearest / nearest[:, -1:]).mean(axis=1)
-    return np.asarray(-1 / np.minimum(slope, -1e-6), np.float32)
+    points, references = points.double(), references.to(points.device).double()
+    squared = (points**2).sum(dim=1, keepdim=True) - 2 * points @ references.T + (references**2).sum(dim=1)
+    nearest = squared.topk(min(neighbours, len(references)), dim=1, largest=False).values.clamp_min(1e-12).sqrt()
+    slope = (nearest / nearest[:, -1:]).log().mean(dim=1)
+    return -1 / slope.clamp_max(-1e-6)

@@ -7,14 +7,14 @@ backward pass an image and changes little against attacks in their own table.
 
 from collections.abc import Mapping
 
-import numpy as np
+import torch
 from torch import Tensor
 
 from detector.baselines.activations import ActivationReader
-from detector.baselines.baseline import Observed, fitted_on
+from detector.baselines.baseline import Observed
+from detector.baselines.torch_score import TorchScore, regression_on
 from detector.paths.encoder import Floats
-from detector.paths.likelihoods import gaussian_likelihoods, learn_gate_gaussians
-from detector.scoring.compiled_score import Score
+from detector.paths.likelihoods import learn_gate_gaussians
 
 
 class Mahalanobis:
@@ -29,13 +29,24 @@ class Mahalanobis:
         """Class logits and activations."""
         return self._reader.rows(images)
 
-    def fit(self, clean: Observed, attacked: Mapping[str, Observed]) -> Score:
+    def fit(self, clean: Observed, attacked: Mapping[str, Observed]) -> TorchScore:
         """Learn class means and covariances from the clean images, then weigh the layers."""
         reader = self._reader
-        learnt = learn_gate_gaussians(reader.logits(clean.rows), reader.activations(clean.rows), reader.layers)
+        arrays = learn_gate_gaussians(reader.logits(clean.rows), reader.activations(clean.rows), reader.layers)
+        learnt = {name: torch.from_numpy(array).double() for name, array in arrays.items()}
+        known = learnt["known"] == 1
+        centres = dict(zip(reader.layers, learnt["centre"].split(list(reader.layers.values())), strict=True))
 
-        def confidences(rows: Floats) -> Floats:
-            likely = gaussian_likelihoods(reader.activations(rows), learnt, reader.layers)
-            return np.stack([of_class.max(axis=1) for of_class in likely], axis=1)
+        def confidences(rows: Tensor) -> Tensor:
+            nearest = []
+            for place, (name, values) in enumerate(reader.by_layer(rows).items()):
+                centre, whitening, means = (
+                    part.to(rows.device)
+                    for part in (centres[name], learnt[f"whitening-{place}"], learnt[f"means-{place}"][known])
+                )
+                white = (values.double() - centre) @ whitening
+                apart = (white**2).sum(dim=1, keepdim=True) - 2 * white @ means.T + (means**2).sum(dim=1)
+                nearest.append(-0.5 * apart.amin(dim=1) / values.shape[1])
+            return torch.stack(nearest, dim=1)
 
-        return fitted_on(confidences, clean, attacked)
+        return regression_on(confidences, reader.trace, clean, attacked)

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 
-import numpy as np
+import torch
 from torch import Tensor
 
 from detector.baselines.activations import ActivationReader
-from detector.baselines.baseline import Observed, fitted_on
+from detector.baselines.baseline import Observed
+from detector.baselines.torch_score import TorchScore, regression_on
 from detector.paths.encoder import Floats
-from detector.scoring.compiled_score import Score
 
 
 class PooledActivations:
@@ -23,10 +23,10 @@ class PooledActivations:
         """Class logits and activations."""
         return self._reader.rows(images)
 
-    def fit(self, clean: Observed, attacked: Mapping[str, Observed]) -> Score:
+    def fit(self, clean: Observed, attacked: Mapping[str, Observed]) -> TorchScore:
         """Fit the regression."""
-        return fitted_on(self._columns, clean, attacked)
+        return regression_on(self._columns, self._reader.trace, clean, attacked)
 
-    def _columns(self, rows: Floats) -> Floats:
-        ordered = np.sort(self._reader.logits(rows), axis=1)[:, ::-1]
-        return np.concatenate([self._reader.activations(rows), ordered[:, :1] - ordered[:, 1:]], axis=1)
+    def _columns(self, rows: Tensor) -> Tensor:
+        ordered = self._reader.logits(rows).sort(dim=1, descending=True).values
+        return torch.cat([self._reader.activations(rows), ordered[:, :1] - ordered[:, 1:]], dim=1)

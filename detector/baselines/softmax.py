@@ -2,14 +2,12 @@
 
 from collections.abc import Mapping
 
-import numpy as np
 from torch import Tensor
 
 from detector.baselines.activations import ActivationReader
 from detector.baselines.baseline import Observed
+from detector.baselines.torch_score import TorchScore
 from detector.paths.encoder import Floats
-from detector.scoring.compiled_score import Score
-from detector.scoring.thresholds import Scores
 
 
 class MaxSoftmax:
@@ -24,14 +22,12 @@ class MaxSoftmax:
         """Class logits and activations."""
         return self._reader.rows(images)
 
-    def fit(self, clean: Observed, attacked: Mapping[str, Observed]) -> Score:  # noqa: ARG002
+    def fit(self, clean: Observed, attacked: Mapping[str, Observed]) -> TorchScore:  # noqa: ARG002
         """The odds against the first class: as a score they order images like the largest probability does."""
-        return lambda rows: _odds_against(self._reader.logits(rows))
+        return TorchScore(lambda rows: _odds_against(self._reader.logits(rows)), self._reader.trace)
 
 
-def _odds_against(logits: Floats) -> Scores:
-    ordered = np.sort(logits.astype(np.float64), axis=1)
-    behind = ordered[:, :-1] - ordered[:, -1:]
+def _odds_against(logits: Tensor) -> Tensor:
+    ordered = logits.double().sort(dim=1).values
     # log((1 - p) / p) = log of the sum of e^(other - first): exact also where p rounds to 1
-    found: Scores = np.logaddexp.reduce(behind, axis=1)
-    return found
+    return (ordered[:, :-1] - ordered[:, -1:]).logsumexp(dim=1)

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detector.baselines.baseline import Observed
+from detector.baselines.torch_score import TorchScore, Trace
 from detector.network.decouple import GatedNet
 from detector.paths.encoder import Floats
-from detector.scoring.compiled_score import Score
 
 # Their setting for CIFAR-10: bit_depth_5, median_filter_2_2, non_local_means_color_13_3_2.
 BITS, MEDIAN, SEARCH, PATCH, STRENGTH = 5, 2, 13, 3, 2 / 255
@@ -31,16 +31,27 @@ class FeatureSqueezing:
     def observe(self, images: Tensor) -> Floats:
         """The L1 distance for each of the three squeezers."""
         with torch.inference_mode():
-            plain = self._network(images).softmax(dim=1)
-            moved = [
-                (self._network(squeeze(images)).softmax(dim=1) - plain).abs().sum(dim=1)
-                for squeeze in (fewer_bits, median_filtered, non_local_means)
-            ]
-        return torch.stack(moved, dim=1).float().cpu().numpy()
+            rows: Floats = self.trace(images).rows.float().cpu().numpy()
+        return rows
 
-    def fit(self, clean: Observed, attacked: Mapping[str, Observed]) -> Score:  # noqa: ARG002
+    def trace(self, images: Tensor) -> Trace:
+        """The same, with a gradient where the images want one: rounding has none, denoising next to none, and both
+        give back nearly the image, so that theirs is the image's own (Athalye et al., "Obfuscated Gradients", 2018)."""
+        logits, readings = self._network.trace(images)
+        with torch.no_grad():
+            fewer, denoised = fewer_bits(images), non_local_means(images)
+        through = images - images.detach()  # nothing, with the image's gradient
+        plain = logits.softmax(dim=1)
+        moved = [
+            (self._network(squeezed).softmax(dim=1) - plain).abs().sum(dim=1)
+            for squeezed in (fewer + through, median_filtered(images), denoised + through)
+        ]
+        gates = torch.cat([reading.logits for reading in readings.values()], dim=1)
+        return Trace(logits, gates, torch.stack(moved, dim=1))
+
+    def fit(self, clean: Observed, attacked: Mapping[str, Observed]) -> TorchScore:  # noqa: ARG002
         """The largest of the three."""
-        return lambda rows: rows.max(axis=1).astype("float64")
+        return TorchScore(lambda rows: rows.amax(dim=1).double(), self.trace)
 
 
 def fewer_bits(images: Tensor) -> Tensor:

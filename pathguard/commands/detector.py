@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 OVERSHOOT = {"yes": True, "no": False, "auto": None}
 # The others stand on the page alone.
-SHOWN = ("attacks", "worst_unseen", "false_alarms", "features", "baselines", "adaptive")
+SHOWN = ("attacks", "worst_unseen", "false_alarms", "features", "baselines", "adaptive", "adaptive_baselines")
 
 
 def fit(

@@ -46,6 +46,12 @@ def judged(network, seed, cw, baseline, realised=0.05):
             {"attack": "any of them", "budget / 255": 2, "robust accuracy": 0.5, "points added": 20.0},
             {"attack": "any of them", "budget / 255": 8, "robust accuracy": 0.15, "points added": 6.0},
         ],
+        "adaptive_baselines": [
+            {
+                "detector": name, "images": images, "attackers": "joint", "budget / 255": 8, "robust accuracy": value
+            }
+            for name, images, value in (("paths", 50, 0.15), ("LID", 50, 0.1), ("paths", 9, 0.3), ("CDRP", 9, 0.27))
+        ],
     }  # fmt: skip
     return Judged(network, seed, {}, tables)
 
@@ -70,6 +76,7 @@ def test_a_bar_is_held_against_the_mean_over_seeds_of_the_worse_network():
     assert rows["adaptive robust accuracy at 5 %, 8/255, without hardening, %"].value == pytest.approx(15)
     assert rows["adaptive robust accuracy with hardening, %"].value == pytest.approx(15)
     assert rows["of which the detector adds, points"].value == pytest.approx(6)
+    assert rows["adaptive, ahead of the best baseline, points"].value == pytest.approx(3)
     assert rows["what the path adds on C&W, points of AUROC"].value == pytest.approx(5)
     assert rows["false alarms on corruptions of severity 3, %"].met is False
     inside = "seeds whose realised false alarms at 5% lie in their interval, share"

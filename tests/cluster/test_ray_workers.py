@@ -10,7 +10,7 @@ import pytest
 
 from attacks.adaptive.defence import defence_of
 from attacks.evaluation.adaptive import withstand
-from attacks.evaluation.protocol import PROTOCOLS
+from attacks.evaluation.protocol import Trial
 from attacks.negatives import noise_like
 from attacks.recipes import RECIPES
 from attacks.stages import make_attacks, make_detector
@@ -93,9 +93,7 @@ def test_encodings_are_the_same_files_as_without_a_cluster(workers, decoupled_bu
 def test_a_detector_is_the_same_as_without_a_cluster_and_withstands_the_same(workers, fitted_bundle, digits, tmp_path):
     make_attacks(fitted_bundle, digits, [RECIPES["fgsm"]], tmp_path / "attacks", 60, 0, 8, lambda _: None)
     store = AttackStore(tmp_path / "attacks")
-    protocol = replace(
-        PROTOCOLS["quick"], adaptive_images=4, adaptive_steps=10, adaptive_recipes=("adaptive-path",), budgets=(4, 8)
-    )
+    trial = Trial(4, 10, 1, {"adaptive-path": {}}, (4, 8))
 
     def fitted(name, **how):
         shutil.copytree(fitted_bundle.folder, tmp_path / name)
@@ -104,7 +102,7 @@ def test_a_detector_is_the_same_as_without_a_cluster_and_withstands_the_same(wor
     def withstood(**how):
         network = fitted_bundle.network()
         known = defence_of(fitted_bundle, network, digits.validation)
-        return withstand(network, digits.test, known, protocol, 1.0, 0, **how)
+        return withstand(network, digits.test, known, trial, 1.0, 0, **how)
 
     # Which is the scores of the calibration images; the classifier's file differs from fit to fit in any case.
     assert fitted("there", workers=workers).threshold_digest == fitted("here").threshold_digest

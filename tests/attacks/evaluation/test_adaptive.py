@@ -7,12 +7,9 @@ import torch
 from attacks.adaptive.defence import Defence, Guides, Seen
 from attacks.evaluation import adaptive
 from attacks.evaluation.adaptive import ANY, rows_of_withstood, withstand
-from attacks.evaluation.protocol import PROTOCOLS
+from attacks.evaluation.protocol import Trial
 
-ADAPTIVE = replace(
-    PROTOCOLS["full"], adaptive_images=6, adaptive_steps=40, adaptive_restarts=2, budgets=(4, 8),
-    adaptive_recipes=("adaptive-selective", "adaptive-hopskipjump"),
-)  # fmt: skip
+ADAPTIVE = Trial(6, 40, 2, {"adaptive-selective": {}, "adaptive-hopskipjump": {"steps": 7}}, (4, 8))
 
 
 class Done:
@@ -62,6 +59,7 @@ def test_each_row_says_how_long_its_attack_searched_and_how_many_images_it_tried
     assert found["adaptive-selective", 4]["settings"] == "steps 10, restarts 1"
     assert found["adaptive-selective", 8]["settings"] == "steps 40, restarts 2"
     assert ("adaptive-hopskipjump", 4) not in found
+    assert found["adaptive-hopskipjump", 8]["settings"] == "steps 7, restarts 2"
     assert found["adaptive-hopskipjump", 8]["images"] == 2
     assert (found[ANY, 8]["images"], found[ANY, 8]["images tried by all"]) == (6, 2)
     assert found[ANY, 4]["images tried by all"] == 6

@@ -9,7 +9,7 @@ import pytest
 from attacks.evaluation.evaluate import evaluate_bundle
 from attacks.evaluation.material import CALIBRATION, CLEAN, SetKey, gather
 from attacks.evaluation.paths import SEES, PathDetector
-from attacks.evaluation.protocol import PROTOCOLS, protocol_named
+from attacks.evaluation.protocol import PROTOCOLS, Trial, protocol_named
 from attacks.evaluation.report import content_of, write_evaluation
 from attacks.recipes import RECIPES
 from attacks.stages import make_attacks, make_detector
@@ -26,8 +26,8 @@ from tests.conftest import untrained_bundle
 
 TINY = replace(
     PROTOCOLS["full"], name="tiny", costly_images=3, matrix=2, corrupted_images=3, severities=(1,), foreign_images=20,
-    adaptive_images=3, adaptive_steps=3, adaptive_restarts=1, adaptive_recipes=("adaptive-selective", "adaptive-path"),
-    budgets=(8, 32), bootstrap=10, baselines=False, shots=(1,), timed_seconds=0.01,
+    adaptive=Trial(3, 3, 1, {"adaptive-selective": {}, "adaptive-path": {}}, (8, 32)), bootstrap=10,
+    baselines=False, shots=(1,), timed_seconds=0.01,
 )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from detector.baselines.all import all_baselines
 from detector.baselines.baseline import Observed, fitted_on
 from detector.baselines.critical_paths import CriticalPaths, control_gates
 from detector.baselines.effective_path import smallest_set
+from detector.baselines.kernel_density import log_density
 from detector.baselines.lid import local_dimension
 from detector.baselines.squeezing import fewer_bits, median_filtered, non_local_means
 from detector.errors import DataError
@@ -63,6 +64,25 @@ def test_what_is_seen_of_an_image_does_not_depend_on_its_batch_and_strange_image
     assert all(not module._forward_hooks and not module._forward_pre_hooks for module in network.modules())
 
 
+@pytest.mark.parametrize("name", NAMES[:6])
+def test_an_attacker_sees_the_score_that_is_judged_with_a_gradient(network, name):
+    baseline, images = one(network, name), torch.rand(40, 1, 8, 8)
+    seen = Observed(baseline.observe(images), np.arange(40))
+    odd = Observed(baseline.observe(images.round()), np.arange(40))
+    score = baseline.fit(seen, {"odd": odd})
+    wanting = (0.95 * images).requires_grad_(True)
+
+    trace = score.trace(wanting)
+    scores = score.of(trace.rows)
+    (gradient,) = torch.autograd.grad(scores.sum(), wanting)
+
+    np.testing.assert_allclose(scores.detach(), score(baseline.observe(wanting.detach())), rtol=1e-4, atol=1e-4)
+    logits, readings = network.trace(wanting)
+    assert torch.allclose(trace.logits, logits, atol=1e-5)
+    assert torch.allclose(trace.gates, torch.cat([part.logits for part in readings.values()], dim=1), atol=1e-5)
+    assert (gradient.flatten(1).abs().amax(dim=1) > 0).float().mean() > 0.9
+
+
 def test_activations_are_the_means_of_each_channel_where_it_enters_a_convolution(network, reader):
     images = torch.rand(3, 1, 8, 8)
     inputs = []
@@ -91,9 +111,9 @@ def test_max_softmax_orders_images_by_their_largest_probability(network, reader)
 
 
 def test_local_dimension_of_a_case_computed_by_hand():
-    references = np.array([[1.0], [2.0], [4.0], [100.0]])
+    references = torch.tensor([[1.0], [2.0], [4.0], [100.0]])
 
-    found = local_dimension(np.array([[0.0]]), references, neighbours=3)
+    found = local_dimension(torch.tensor([[0.0]]), references, neighbours=3)
 
     assert found[0] == pytest.approx(-1 / np.mean(np.log([1 / 4, 2 / 4, 1])))
 
@@ -101,11 +121,10 @@ def test_local_dimension_of_a_case_computed_by_hand():
 def test_local_dimension_counts_the_dimensions_of_a_cube():
     chooser = np.random.default_rng(0)
     for dimensions in (1, 3):
-        cube = np.zeros((4000, 5))
-        cube[:, :dimensions] = chooser.random((4000, dimensions))
-        assert np.median(local_dimension(np.full((1, 5), 0.0) + cube[:50] * 0.2 + 0.4 * (cube[:50] > 0), cube)) == (
-            pytest.approx(dimensions, rel=0.35)
-        )
+        cube = torch.zeros(4000, 5)
+        cube[:, :dimensions] = torch.from_numpy(chooser.random((4000, dimensions)))
+        within = cube[:50] * 0.2 + 0.4 * (cube[:50] > 0)
+        assert float(local_dimension(within, cube).median()) == pytest.approx(dimensions, rel=0.35)
 
 
 def test_mahalanobis_takes_the_distance_to_the_nearest_class(network, reader):
@@ -136,6 +155,9 @@ def test_kernel_density_is_that_of_the_predicted_class(network, reader):
     points = np.zeros((3, 64), np.float32)
     points[:, 0] = [0, 6, 3]
 
+    nearby = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+    by_hand = np.log((np.exp(-0.5 * 9 / 4) + np.exp(-0.5 * 4 / 4)) / 2 / (2 * np.sqrt(2 * np.pi)))
+    assert float(log_density(torch.tensor([[3.0]], dtype=torch.float64), nearby, 2.0)) == pytest.approx(by_hand)
     usual, other, between = score(made_up(reader, points, 5 * np.eye(4)[[0, 0, 0]]))
     (never,) = score(made_up(reader, points[:1], 5 * np.eye(4)[[3]]))
 
