@@ -59,7 +59,7 @@ def test_each_row_says_how_long_its_attack_searched_and_how_many_images_it_tried
     assert found["adaptive-selective", 4]["settings"] == "steps 10, restarts 1"
     assert found["adaptive-selective", 8]["settings"] == "steps 40, restarts 2"
     assert ("adaptive-hopskipjump", 4) not in found
-    assert found["adaptive-hopskipjump", 8]["settings"] == "steps 7, restarts 2"
+    assert found["adaptive-hopskipjump", 8]["settings"] == "steps 7, restarts 2, queries 100"
     assert found["adaptive-hopskipjump", 8]["images"] == 2
     assert (found[ANY, 8]["images"], found[ANY, 8]["images tried by all"]) == (6, 2)
     assert found[ANY, 4]["images tried by all"] == 6
