@@ -108,7 +108,7 @@ def fab_towards(problem: Problem, rows: Tensor, rank: int, budget: float, steps:
 
 
 class DDN:
-    """foolbox's DDN, which draws nothing at random; L2.
+    """foolbox's DDN; L2. It draws at random only where a gradient has vanished, here the same numbers in every run.
 
     Not its FMN: in 3.3.4 `L2FMNAttack.project` divides a norm by itself, so that it never shortens anything, and
     `LInfFMNAttack` comes to rest on the boundary of a linear network, not beyond it. Source: Rony et al., "Decoupling
@@ -123,7 +123,9 @@ class DDN:
         """The attacked images in [0, 1]; one that cannot be fooled comes back as it is."""
         rows = problem.all_rows()
         attack = import_foolbox().attacks.DDNAttack(steps=self.steps)
-        points = attack.run(_model(problem, rows), problem.images.clone(), _criterion(problem, rows))
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(0)
+            points = attack.run(_model(problem, rows), problem.images.clone(), _criterion(problem, rows))
         return overshoot(problem, points.detach())
 
 

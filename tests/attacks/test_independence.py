@@ -9,7 +9,7 @@ from attacks.draws import Draws, seed_of
 from attacks.problem import Problem, Victim
 from attacks.recipes import RECIPES
 from tests.attacks.test_craft import attack, every_recipe, levels, short
-from tests.oracles import MeanBoundary, NearestCorner
+from tests.oracles import MeanBoundary, NearestCorner, grey_images
 
 IDS = np.array([7, 3, 90, 4])
 
@@ -84,6 +84,17 @@ def test_on_a_gated_network_in_float32_nearly_every_image_comes_out_as_if_it_wer
         same += [np.array_equal(one, other) for one, other in zip(together[part], apart, strict=True)]
 
     assert np.mean(same) >= 0.99
+
+
+def test_ddn_neither_depends_on_the_global_generator_nor_moves_it_where_gradients_vanish():
+    made, images = [], grey_images(0.3)
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        made.append(craft(RECIPES["ddn"], MeanBoundary(0.5, 2000.0), images, torch.zeros(4, dtype=torch.long)).pixels)
+        assert torch.equal(torch.get_rng_state(), before)
+
+    assert np.array_equal(*made)
 
 
 def test_a_seed_belongs_to_an_image_and_a_run():
