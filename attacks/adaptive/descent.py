@@ -60,7 +60,8 @@ class Best:
     def note(self, seen: Seen, points: Tensor, rows: Tensor) -> Tensor:
         """Keep what is better of `points`, versions in 8 bits of the images at `rows`; which of them stay to go on."""
         with torch.no_grad():
-            scores = seen.scores.detach().double()
+            # A copy: the gradient may still need the scores themselves.
+            scores = seen.scores.detach().to(torch.float64, copy=True)
             wrong = self._problem.is_goal(seen.logits, rows)
             slack = 1e-3 * self._defence.spread
             asked = wrong & (scores <= self._defence.threshold + slack) if self._defence.exact else wrong

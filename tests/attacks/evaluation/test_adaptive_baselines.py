@@ -39,7 +39,8 @@ class Watching:
 
     def __init__(self, network, name, differentiable, images=None):
         self.name, self.images, self.sees, self._network = name, images, name, network
-        score = TorchScore(lambda rows: rows[:, 0].double(), self.trace)
+        # Twice the same, in logs: a score whose gradient needs the score itself, as max-softmax's does.
+        score = TorchScore(lambda rows: rows.double().repeat(1, 2).logsumexp(dim=1), self.trace)
         self.score = score if differentiable else lambda rows: score(rows)
 
     def trace(self, images):
