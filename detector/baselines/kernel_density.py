@@ -12,7 +12,7 @@ from torch import Tensor
 
 from detector.baselines.activations import HEAD, ActivationReader
 from detector.baselines.baseline import Observed
-from detector.baselines.torch_score import TorchScore
+from detector.baselines.torch_score import TorchScore, squared_distances
 from detector.paths.encoder import Floats
 
 UNKNOWN = 1e12  # the score where no clean image is of the predicted class: above that of any other image
@@ -76,6 +76,6 @@ def log_density(points: Tensor, kept: Tensor, bandwidth: float) -> Tensor:
         bandwidth: standard deviation of each Gaussian in each column.
     """
     kept = kept.to(points.device)
-    squared = (points**2).sum(dim=1, keepdim=True) - 2 * points @ kept.T + (kept**2).sum(dim=1)
+    squared = squared_distances(points, kept)
     unit = kept.shape[1] * math.log(bandwidth * math.sqrt(2 * math.pi)) + math.log(len(kept))
     return (-0.5 * squared / bandwidth**2).logsumexp(dim=1) - unit

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from detector.baselines.activations import ActivationReader
 from detector.baselines.baseline import Observed
-from detector.baselines.torch_score import TorchScore, regression_on
+from detector.baselines.torch_score import TorchScore, regression_on, squared_distances
 from detector.paths.encoder import Floats
 
 NEIGHBOURS, REFERENCES = 20, 500
@@ -53,7 +53,7 @@ def local_dimension(points: Tensor, references: Tensor, neighbours: int = NEIGHB
         neighbours: k, at most as many as there are references.
     """
     points, references = points.double(), references.to(points.device).double()
-    squared = (points**2).sum(dim=1, keepdim=True) - 2 * points @ references.T + (references**2).sum(dim=1)
+    squared = squared_distances(points, references)
     nearest = squared.topk(min(neighbours, len(references)), dim=1, largest=False).values.clamp_min(1e-12).sqrt()
     slope = (nearest / nearest[:, -1:]).log().mean(dim=1)
     return -1 / slope.clamp_max(-1e-6)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from detector.baselines.activations import ActivationReader
 from detector.baselines.baseline import Observed
-from detector.baselines.torch_score import TorchScore, regression_on
+from detector.baselines.torch_score import TorchScore, regression_on, squared_distances
 from detector.paths.encoder import Floats
 from detector.paths.likelihoods import learn_gate_gaussians
 
@@ -45,8 +45,7 @@ class Mahalanobis:
                     for part in (centres[name], learnt[f"whitening-{place}"], learnt[f"means-{place}"][known])
                 )
                 white = (values.double() - centre) @ whitening
-                apart = (white**2).sum(dim=1, keepdim=True) - 2 * white @ means.T + (means**2).sum(dim=1)
-                nearest.append(-0.5 * apart.amin(dim=1) / values.shape[1])
+                nearest.append(-0.5 * squared_distances(white, means).amin(dim=1) / values.shape[1])
             return torch.stack(nearest, dim=1)
 
         return regression_on(confidences, reader.trace, clean, attacked)

@@ -71,3 +71,8 @@ def regression_on(
     assert found is not None
     sums = TorchSums(found)
     return TorchScore(lambda rows: sums.to(rows.device)(columns(rows)), trace)
+
+
+def squared_distances(points: Tensor, others: Tensor) -> Tensor:
+    """Squared L2 distance of each of `points`, `(points, columns)`, to each of `others`: `(points, others)`."""
+    return (points**2).sum(dim=1, keepdim=True) - 2 * points @ others.T + (others**2).sum(dim=1)

@@ -156,8 +156,12 @@ def train_decoupled(
     heads = LabelHeads(network.layers, len(splits.train.class_names)).to(device_of(network))
     trained = nn.ModuleDict({"network": network, "heads": heads}) if objective.label_information else network
 
+    def progress_at(done: float) -> float:
+        """Of what the gates learn; from 1 on the network settles."""
+        return (behind + (1 - behind) * done) / (1 - schedule.settling)
+
     def loss(images: Tensor, labels: Tensor, done: float) -> Tensor:
-        progress = (behind + (1 - behind) * done) / (1 - schedule.settling)
+        progress = progress_at(done)
         network.hold_gates(progress >= 1)
         noise = max(0.0, 1.0 - progress / NOISE_ENDS) if objective.annealed else 1.0
         target = 0.0 if objective.zero_target else target_share(keep, progress)
@@ -184,8 +188,7 @@ def train_decoupled(
         return total
 
     def may_be_chosen(done: float, figures: Figures) -> float | None:
-        noiseless = NOISE_ENDS * (1 - schedule.settling)
-        if behind + (1 - behind) * done < noiseless or abs(figures["keep_ratio"] - keep) > KEEP_TOLERANCE:
+        if progress_at(done) < NOISE_ENDS or abs(figures["keep_ratio"] - keep) > KEEP_TOLERANCE:
             return None
         return figures["accuracy"]
 

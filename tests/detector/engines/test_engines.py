@@ -1,5 +1,6 @@
 """Every engine says what the masked network says."""
 
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -29,6 +30,17 @@ from detector.scoring.compiled_score import linear_score
 from tests.detector.engines.networks import backbones, convolution, settled
 
 CPU = torch.device("cpu")
+
+
+@contextmanager
+def narrowed_to(instructions):
+    """Within it, the kernel uses these instructions."""
+    if library().pathguard_use(instructions) is None:
+        pytest.skip(f"this processor has no {instructions.decode()}")
+    try:
+        yield
+    finally:
+        library().pathguard_use(None)
 
 
 def has_kernel():
@@ -92,12 +104,8 @@ def test_says_what_the_masked_network_says_on_the_published_networks(engine, nam
 def test_the_kernel_says_the_same_with_narrower_vectors(instructions):
     spec = ImageSpec(13, 19, 3)
     network = settled(build_network("resnet8", 3, 10), tensor(spec))
-    if library().pathguard_use(instructions) is None:
-        pytest.skip(f"this processor has no {instructions.decode()}")
-    try:
+    with narrowed_to(instructions):
         found = agreement(KernelEngine, network, spec, smooth_images(spec, 3, seed=1))
-    finally:
-        library().pathguard_use(None)
 
     assert found.exact, found
 
@@ -162,12 +170,8 @@ def test_the_kernel_pools_as_torch_does(pooling, instructions):
     spec = ImageSpec(19, 38, 3)
     parts = convolution(3, 7), pooling, convolution(7, 9, relu=False), pooling, nn.AdaptiveAvgPool2d(1), nn.Flatten()
     network = settled(nn.Sequential(*parts, nn.Linear(9, 6)), tensor(spec))
-    if library().pathguard_use(instructions) is None:
-        pytest.skip(f"this processor has no {instructions.decode()}")
-    try:
+    with narrowed_to(instructions):
         found = agreement(KernelEngine, network, spec, smooth_images(spec, 3, seed=1))
-    finally:
-        library().pathguard_use(None)
 
     assert found.exact, found
 
@@ -239,12 +243,8 @@ def test_the_score_of_the_same_call_is_scikit_learns_own(engine, kinds, attacks,
 @pytest.mark.parametrize("instructions", [b"avx2", b"any"])
 @pytest.mark.parametrize(("attacks", "benign"), [(1, 0), (17, 16)])
 def test_the_score_is_the_same_with_narrower_vectors(instructions, attacks, benign):
-    if library().pathguard_use(instructions) is None:
-        pytest.skip(f"this processor has no {instructions.decode()}")
-    try:
+    with narrowed_to(instructions):
         scores_like_scikit_learn(KernelEngine, "all", attacks, benign)
-    finally:
-        library().pathguard_use(None)
 
 
 def scores_like_scikit_learn(engine, kinds, attacks, benign):
