@@ -1,28 +1,31 @@
 """What decoupling costs and gives, on CIFAR-10: the ablation of the objective, the bars, and the speed of the gates.
 
-    python -m benchmarks.decoupling --data-dir DIR [--work DIR] [--only ROW,ROW] [--resnet56-weights FILE]
-                                    [--quick] [--json FILE]
+    python -m benchmarks.decoupling --data-dir DIR [--models DIR] [--work DIR] [--records DIR] [--published DIR]
+                                    [--only ROW,ROW] [--quick] [--json FILE]
 
-Every trained network is kept in the work folder: the same command goes on where an earlier one stopped; a finished row
-is read again, and one that was trained with another objective, schedule or backbone is refused. All rows start from the
-one backbone, of seed 0. An ablation row is one seed and ten epochs; the default is trained with the full schedule for
-three seeds (of gates, order of images, augmentation and noise). Networks are chosen on validation images; every figure
-is of the test images. ResNet-56 may begin with published weights instead of a training of its own
-(`--resnet56-weights`); those have seen the validation images too, so that its choice of an epoch rests on less.
+All rows of ResNet-20 start from the backbone of the bundle that ships. An ablation row is one seed and ten epochs; the
+default is the networks that ship (`benchmarks.shipped`), trained with the full schedule: ResNet-20 with three seeds (of
+gates, order of images, augmentation and noise), ResNet-56 with one. Networks are chosen on validation images; every
+figure is of the test images. The published weights that ResNet-56 begins with have seen the validation images too, so
+that its choice of an epoch rests on less.
+
+Every measured row is a record: a JSON file that tells the figures, the machine, and what was trained. The committed
+records are those that the README and docs/networks.md tell; a row that has one is read, not trained anew, and a record
+of another objective, schedule or backbone is refused. `--records EMPTY --work EMPTY --models EMPTY` makes all anew, for
+which an interrupted run goes on by the same command.
 """
 
 import json as jsonlib
-import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import typer
-from safetensors.torch import load_file, save, save_model
+from safetensors.torch import load_file, save
 from torch import nn
 from torch.fx.experimental.optimization import fuse
 
@@ -31,13 +34,13 @@ from attacks.recipes import RECIPES
 from attacks.selection import rightly_classified
 from benchmarks.masks import RandomMask, StaticMask, put_masks
 from benchmarks.onnx_sessions import WithGateLogits, onnx_call
-from benchmarks.published import load_published
-from benchmarks.report import Row, machine, print_rows, write_rows
+from benchmarks.records import check_identity, record, recorded
+from benchmarks.report import Row, print_rows, write_rows
+from benchmarks.shipped import SHIPPED, decoupled
 from benchmarks.timing import interleaved
 from detector.batches import best_device, device_of, to_pixels, to_tensor
-from detector.bundle import MANIFEST, Bundle
+from detector.bundle import Bundle
 from detector.datasets import Splits, load_splits
-from detector.errors import ArtifactError
 from detector.files import write_whole
 from detector.memory import keep_freed_memory
 from detector.network.checkpoint import FILE as CHECKPOINT
@@ -46,20 +49,22 @@ from detector.network.folding import fold_normalisation
 from detector.network.losses import OBJECTIVES, Objective
 from detector.network.macs import cost_of
 from detector.network.networks import build_network
-from detector.network.schedule import DECOUPLING, Schedule
+from detector.network.schedule import Schedule
 from detector.network.training import accuracy, train_decoupled
 from detector.paths.encoder import encode, encode_set
 from detector.paths.path_encoding import PathEncoding
 from detector.paths.path_statistics import distinct_paths, flipped_bits, layer_figures
-from detector.stages import NETWORK_CHECKPOINTS, import_backbone, make_backbone, make_decoupled, probe_images
+from detector.stages import probe_images
 from pathguard.progress import training_bar
 from pathguard.tables import show
 
 DEFAULT = OBJECTIVES["pathguard"]
-BACKBONE = Schedule(epochs=60, learning_rate=0.15, cycles=2)
 # Without a time to settle, which ten epochs have no room for.
 ABLATION = Schedule(epochs=10, learning_rate=0.05)
-SEEDS = (0, 1, 2)
+BACKBONE = "cifar10-resnet20"
+# The default's rows: bundles of `benchmarks.shipped`.
+SEEDS = {f"seed{seed}": f"{BACKBONE}-seed{seed}" for seed in (0, 1, 2)}
+NETWORKS = {**SEEDS, "resnet56": "cifar10-resnet56"}
 FLIP_IMAGES = {"fgsm": 500, "cw": 200}
 
 # Cross-entropy alone; each term beside it (with sparsity, or the share to keep would be left to chance); all together.
@@ -86,7 +91,7 @@ class Trial:
     """One decoupled network on all test images.
 
     Attributes:
-        row: of the ablation, or the name of the network and its seed.
+        row: as `--only` names it.
         accuracy: share of right labels, in [0, 1].
         lost: the backbone's accuracy less that, in points of a hundred.
         keep: mean share of open filters.
@@ -99,6 +104,7 @@ class Trial:
         flipped_cw: the same by C&W.
         cw_over_noise: bits flipped by C&W over bits flipped by noise of the same L2 norm; NaN where neither flips any.
         minutes: of training; None where it was interrupted.
+        peak_gb: memory of the process that trained, at the most; None where that is not known.
     """
 
     row: str
@@ -114,17 +120,35 @@ class Trial:
     flipped_cw: float
     cw_over_noise: float
     minutes: float | None
+    peak_gb: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """Where things lie.
+
+    Attributes:
+        data: CIFAR-10; None for the cache.
+        models: the bundles that ship.
+        work: the ablation's networks.
+        records: the measured rows.
+        published: published weights.
+    """
+
+    data: Path | None
+    models: Path
+    work: Path
+    records: Path
+    published: Path
 
 
 def main(
     data_dir: Annotated[Path | None, typer.Option(help="Where CIFAR-10 lies; else cache or download.")] = None,
-    work: Annotated[Path, typer.Option(help="Folder of trained networks, kept between runs.")] = Path(
-        "runs/decoupling"
-    ),
+    models: Annotated[Path, typer.Option(help="Folder of the bundles that ship.")] = Path("models"),
+    work: Annotated[Path, typer.Option(help="Folder of the ablation's networks.")] = Path("runs/decoupling"),
+    records: Annotated[Path, typer.Option(help="Folder of the measured rows.")] = Path("benchmarks/records/decoupling"),
+    published: Annotated[Path, typer.Option(help="Folder of resnet56-4bfd9763.th.")] = Path("runs/published"),
     only: Annotated[str, typer.Option(help="Rows by commas: ablation, seeds, resnet56, speed, or one name.")] = "",
-    resnet56_weights: Annotated[
-        Path | None, typer.Option(help="Published weights of its backbone (resnet56-4bfd9763.th); else it is trained.")
-    ] = None,
     threads: Annotated[int, typer.Option(help="Threads of torch.", min=1)] = 1,
     quick: Annotated[bool, typer.Option(help="Under a minute: the speed of the gates, and nothing trained.")] = False,
     json: Annotated[Path | None, typer.Option(help="File for the rows {figure, value, bar, met}.")] = None,
@@ -133,52 +157,51 @@ def main(
     torch.set_num_threads(threads)
     keep_freed_memory()
     wanted = {name.strip() for name in only.split(",") if name.strip()}
-    known = {"ablation", "seeds", "resnet56", "speed", *OBJECTIVES_OF_ROWS, *MASKS, *(f"seed{seed}" for seed in SEEDS)}
+    known = {"ablation", "seeds", "speed", *OBJECTIVES_OF_ROWS, *MASKS, *NETWORKS}
     if wanted - known:
         raise typer.BadParameter(
             f"expected rows of {', '.join(sorted(known))}; got {', '.join(sorted(wanted - known))}"
         )
     trials: list[Trial] = []
+    folders = Folders(data_dir, models, work, records, published)
     if not quick:
         splits = load_splits("cifar10", data_dir)
+        for name in NETWORKS:
+            if not wanted or name in wanted or ("seeds" in wanted and name in SEEDS):
+                trials.append(_default(name, splits, folders))
         for name in (*OBJECTIVES_OF_ROWS, *MASKS):
             if not wanted or wanted & {"ablation", name}:
-                trials.append(_ablated(name, splits, work))
-        for seed in SEEDS:
-            if not wanted or wanted & {"seeds", f"seed{seed}"}:
-                trials.append(_default("resnet20", 0.7, seed, splits, work))
-        if not wanted or "resnet56" in wanted:
-            trials.append(_default("resnet56", 0.6, 0, splits, work, resnet56_weights))
-    rows = [*_bars(trials, _peak_gb(work)), *_speed(quick)]
+                trials.append(_ablated(name, splits, folders))
+    rows = [*_bars(trials), *(_speed(quick) if not wanted or "speed" in wanted else [])]
     if trials:
-        show(f"CIFAR-10, 10,000 test images; {machine()}", [asdict(trial) for trial in trials])
+        show(f"CIFAR-10, 10,000 test images; machines in {records}", [_shown(trial) for trial in trials])
     print_rows("bars", rows)
     if json is not None:
         write_rows(json, rows)
 
 
-def _ablated(name: str, splits: Splits, work: Path, keep: float = 0.7) -> Trial:
+def _ablated(name: str, splits: Splits, folders: Folders, keep: float = 0.7) -> Trial:
     """One row of the ablation, trained unless it is there."""
-    bundle = _backbone("resnet20", splits, work)
+    bundle = Bundle(folders.models / BACKBONE)
     backbone = bundle.backbone().to(best_device())
-    folder = work / "ablation" / name
+    folder = folders.work / name
     weights, facts = folder / "network.safetensors", folder / "facts.json"
     objective = OBJECTIVES_OF_ROWS.get(name, Objective(distillation=DEFAULT.distillation))
+    identity = {
+        "row": name, "backbone": bundle.backbone_digest, "keep": keep, "objective": asdict(objective),
+        "schedule": asdict(ABLATION),
+    }  # fmt: skip
+    file = folders.records / f"{name}.json"
+    if (known := recorded(file, identity)) is not None:
+        return _trial(known)
     torch.manual_seed(ABLATION.seed)
     network = decouple(backbone, keep, objective.normalised)
     if name in MASKS:
         put_masks(network, MASKS[name](network, backbone, keep))
     network.to(best_device())
-    identity = {
-        "row": name, "backbone": bundle.backbone_digest, "keep": keep, "objective": asdict(objective),
-        "schedule": asdict(ABLATION),
-    }  # fmt: skip
     if facts.exists():
         made = jsonlib.loads(facts.read_text())
-        if made["identity"] != identity:
-            raise ArtifactError(
-                f"expected {folder} to hold {identity}, got {made['identity']}; remove it to train anew"
-            )
+        check_identity(folder, made["identity"], identity)
         network.load_state_dict(load_file(weights))
     else:
         interrupted, began = (folder / CHECKPOINT).exists(), time.monotonic()
@@ -187,52 +210,48 @@ def _ablated(name: str, splits: Splits, work: Path, keep: float = 0.7) -> Trial:
         made = {"identity": identity, "minutes": None if interrupted else (time.monotonic() - began) / 60}
         write_whole(weights, save({key: value.contiguous() for key, value in network.state_dict().items()}))
         write_whole(facts, jsonlib.dumps(made).encode())
-    return _measured(name, network.eval(), backbone, splits, made["minutes"], folder)
+    trial = _measured(name, network.eval(), backbone, splits, made["minutes"], None)
+    record(file, identity, asdict(trial))
+    return trial
 
 
-def _default(
-    name: str, keep: float, seed: int, splits: Splits, work: Path, published: Path | None = None
-) -> Trial:  # fmt: skip
-    """The default objective with the full schedule, trained unless it is there."""
-    bundle = _backbone(name, splits, work, published)
-    folder = work / f"{name}-seed{seed}" / f"keep{keep:g}"
-    facts = folder / "facts.json"
-    if not (folder / MANIFEST).exists():
-        interrupted, began = (folder / NETWORK_CHECKPOINTS).exists(), time.monotonic()
-        with training_bar(f"decouple {name} seed {seed}") as listen:
-            make_decoupled(bundle, splits, keep, "pathguard", replace(DECOUPLING, seed=seed), folder, listen)
-        taken = {
-            "minutes": None if interrupted else (time.monotonic() - began) / 60,
-            "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-        }
-        write_whole(facts, jsonlib.dumps(taken).encode())
-    grown = Bundle(folder)
-    minutes = jsonlib.loads(facts.read_text())["minutes"] if facts.exists() else None
+def _default(name: str, splits: Splits, folders: Folders) -> Trial:
+    """A network that ships, made unless it is there."""
+    facts = folders.work / f"{NETWORKS[name]}.json"
+    taken = decoupled(NETWORKS[name], folders.models, folders.work, folders.data, folders.published)
+    if taken is not None:
+        write_whole(facts, jsonlib.dumps(asdict(taken)).encode())
+    bundle = Bundle(folders.models / NETWORKS[name])
+    recipe = SHIPPED[NETWORKS[name]]
+    identity = {
+        "row": name, "backbone": bundle.backbone_digest, "network": bundle.network_digest, "decouple": recipe.decouple,
+        "seed": recipe.seed,
+    }  # fmt: skip
+    file = folders.records / f"{name}.json"
+    if (known := recorded(file, identity)) is not None:
+        return _trial(known)
+    made = jsonlib.loads(facts.read_text()) if facts.exists() else {"minutes": None, "peak_gb": None}
     device = best_device()
-    network, backbone = grown.network().to(device), grown.backbone().to(device)
-    return _measured(f"{name} keep {keep:g} seed {seed}", network, backbone, splits, minutes, folder)
+    network, backbone = bundle.network().to(device), bundle.backbone().to(device)
+    trial = _measured(name, network, backbone, splits, made["minutes"], made["peak_gb"])
+    record(file, identity, asdict(trial))
+    return trial
 
 
-def _backbone(name: str, splits: Splits, work: Path, published: Path | None = None) -> Bundle:
-    folder = work / f"{name}-backbone"
-    if published is not None and not (folder / MANIFEST).exists():
-        weights = work / f"{published.stem}.safetensors"
-        save_model(load_published(published), str(weights))
-        import_backbone(name, weights, splits, folder)
-    elif not (folder / MANIFEST).exists():
-        with training_bar(f"train {name}") as listen:
-            make_backbone(name, splits, BACKBONE, folder, listen)
-    return Bundle(folder)
+def _shown(trial: Trial) -> Mapping[str, object]:
+    """A row of the table; of the layers the best one."""
+    return {**asdict(trial), "information": max(trial.information)}
+
+
+def _trial(figures: Mapping[str, Any]) -> Trial:
+    """As it was recorded."""
+    return Trial(**{**figures, "information": tuple(figures["information"])})
 
 
 def _measured(
-    row: str, network: GatedNet, backbone: nn.Module, splits: Splits, minutes: float | None, folder: Path
+    row: str, network: GatedNet, backbone: nn.Module, splits: Splits, minutes: float | None, peak_gb: float | None
 ) -> Trial:
-    """The trial's figures, from the folder where they were measured before."""
-    known = folder / "trial.json"
-    if known.exists():
-        read = jsonlib.loads(known.read_text())
-        return Trial(**{**read, "information": tuple(read["information"])})
+    """The trial's figures."""
     test, probed = splits.held_out, probe_images(splits.train)
     device = device_of(network)
     evidence = list(encode_set(network, test))
@@ -244,7 +263,7 @@ def _measured(
     share = path.bits.mean(axis=0)
     fgsm, fgsm_noise = _flips(network, splits, "fgsm")
     cw, cw_noise = _flips(network, splits, "cw")
-    trial = Trial(
+    return Trial(
         row=row,
         accuracy=float(right.mean()),
         lost=100 * (accuracy(backbone, test) - float(right.mean())),
@@ -258,9 +277,8 @@ def _measured(
         flipped_cw=cw,
         cw_over_noise=cw / cw_noise if cw_noise else float("nan"),
         minutes=minutes,
+        peak_gb=peak_gb,
     )
-    write_whole(known, jsonlib.dumps(asdict(trial)).encode())
-    return trial
 
 
 def _flips(network: GatedNet, splits: Splits, recipe: str) -> tuple[float, float]:
@@ -281,15 +299,9 @@ def _flips(network: GatedNet, splits: Splits, recipe: str) -> tuple[float, float
     return float(flipped_bits(before, after).mean()), float(flipped_bits(before, with_noise).mean())
 
 
-def _peak_gb(work: Path) -> float | None:
-    """The largest of the runs that trained ResNet-20 in a process of their own."""
-    taken = [jsonlib.loads(file.read_text()) for file in work.glob("resnet20-seed*/keep0.7/facts.json")]
-    return max((facts["peak_gb"] for facts in taken), default=None)
-
-
-def _bars(trials: Sequence[Trial], peak_gb: float | None) -> list[Row]:
-    seeds = [trial for trial in trials if trial.row.startswith("resnet20 keep 0.7")]
-    large = [trial for trial in trials if trial.row.startswith("resnet56")]
+def _bars(trials: Sequence[Trial]) -> list[Row]:
+    seeds = [trial for trial in trials if trial.row in SEEDS]
+    large = [trial for trial in trials if trial.row == "resnet56"]
     whole = seeds if len(seeds) == len(SEEDS) else []
 
     def mean(values: Sequence[float]) -> float | None:
@@ -331,7 +343,10 @@ def _bars(trials: Sequence[Trial], peak_gb: float | None) -> list[Row]:
             for keep, bar in ((0.7, 0.6), (0.5, 0.38))
         ),
         Row(figure="decouple, ResNet-20, minutes", value=mean([t.minutes for t in whole if t.minutes]), bar=60),
-        Row(figure="decouple, ResNet-20, peak memory of the process, GB", value=peak_gb, bar=3),
+        Row(
+            figure="decouple, ResNet-20, peak memory of the process, GB",
+            value=max((t.peak_gb for t in whole if t.peak_gb), default=None), bar=3,
+        ),
     ]  # fmt: skip
 
 
