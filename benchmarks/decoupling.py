@@ -36,7 +36,7 @@ from benchmarks.masks import RandomMask, StaticMask, put_masks
 from benchmarks.onnx_sessions import WithGateLogits, onnx_call
 from benchmarks.records import check_identity, record, recorded
 from benchmarks.report import Row, print_rows, write_rows
-from benchmarks.shipped import SHIPPED, decoupled
+from benchmarks.shipped import SHIPPED, Folders, decoupled
 from benchmarks.timing import interleaved
 from detector.batches import best_device, device_of, to_pixels, to_tensor
 from detector.bundle import Bundle
@@ -123,25 +123,6 @@ class Trial:
     peak_gb: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Folders:
-    """Where things lie.
-
-    Attributes:
-        data: CIFAR-10; None for the cache.
-        models: the bundles that ship.
-        work: the ablation's networks.
-        records: the measured rows.
-        published: published weights.
-    """
-
-    data: Path | None
-    models: Path
-    work: Path
-    records: Path
-    published: Path
-
-
 def main(
     data_dir: Annotated[Path | None, typer.Option(help="Where CIFAR-10 lies; else cache or download.")] = None,
     models: Annotated[Path, typer.Option(help="Folder of the bundles that ship.")] = Path("models"),
@@ -163,15 +144,15 @@ def main(
             f"expected rows of {', '.join(sorted(known))}; got {', '.join(sorted(wanted - known))}"
         )
     trials: list[Trial] = []
-    folders = Folders(data_dir, models, work, records, published)
+    folders = Folders(data_dir, models, work, published)
     if not quick:
         splits = load_splits("cifar10", data_dir)
         for name in NETWORKS:
             if not wanted or name in wanted or ("seeds" in wanted and name in SEEDS):
-                trials.append(_default(name, splits, folders))
+                trials.append(_default(name, splits, folders, records))
         for name in (*OBJECTIVES_OF_ROWS, *MASKS):
             if not wanted or wanted & {"ablation", name}:
-                trials.append(_ablated(name, splits, folders))
+                trials.append(_ablated(name, splits, folders, records))
     rows = [*_bars(trials), *(_speed(quick) if not wanted or "speed" in wanted else [])]
     if trials:
         show(f"CIFAR-10, 10,000 test images; machines in {records}", [_shown(trial) for trial in trials])
@@ -180,7 +161,7 @@ def main(
         write_rows(json, rows)
 
 
-def _ablated(name: str, splits: Splits, folders: Folders, keep: float = 0.7) -> Trial:
+def _ablated(name: str, splits: Splits, folders: Folders, records: Path, keep: float = 0.7) -> Trial:
     """One row of the ablation, trained unless it is there."""
     bundle = Bundle(folders.models / BACKBONE)
     backbone = bundle.backbone().to(best_device())
@@ -191,7 +172,7 @@ def _ablated(name: str, splits: Splits, folders: Folders, keep: float = 0.7) -> 
         "row": name, "backbone": bundle.backbone_digest, "keep": keep, "objective": asdict(objective),
         "schedule": asdict(ABLATION),
     }  # fmt: skip
-    file = folders.records / f"{name}.json"
+    file = records / f"{name}.json"
     if (known := recorded(file, identity)) is not None:
         return _trial(known)
     torch.manual_seed(ABLATION.seed)
@@ -215,10 +196,10 @@ def _ablated(name: str, splits: Splits, folders: Folders, keep: float = 0.7) -> 
     return trial
 
 
-def _default(name: str, splits: Splits, folders: Folders) -> Trial:
+def _default(name: str, splits: Splits, folders: Folders, records: Path) -> Trial:
     """A network that ships, made unless it is there."""
     facts = folders.work / f"{NETWORKS[name]}.json"
-    taken = decoupled(NETWORKS[name], folders.models, folders.work, folders.data, folders.published)
+    taken = decoupled(NETWORKS[name], folders)
     if taken is not None:
         write_whole(facts, jsonlib.dumps(asdict(taken)).encode())
     bundle = Bundle(folders.models / NETWORKS[name])
@@ -227,7 +208,7 @@ def _default(name: str, splits: Splits, folders: Folders) -> Trial:
         "row": name, "backbone": bundle.backbone_digest, "network": bundle.network_digest, "decouple": recipe.decouple,
         "seed": recipe.seed,
     }  # fmt: skip
-    file = folders.records / f"{name}.json"
+    file = records / f"{name}.json"
     if (known := recorded(file, identity)) is not None:
         return _trial(known)
     made = jsonlib.loads(facts.read_text()) if facts.exists() else {"minutes": None, "peak_gb": None}

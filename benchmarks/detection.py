@@ -1,24 +1,22 @@
 """How well attacks are detected, on CIFAR-10: tables and every bar, for several seeds and two networks.
 
-    python -m benchmarks.detection --data-dir DIR [--work DIR] [--seeds 0,1,2] [--networks resnet20,vggnet]
-                                   [--hardened] [--protocol full] [--quick] [--json FILE]
+    python -m benchmarks.detection [BUNDLE...] --data-dir DIR [--models DIR] [--work DIR] [--published DIR]
+                                   [--records DIR] [--protocol full] [--quick] [--json FILE]
 
-For each network and seed: train, decouple, attack, fit with features and classifier chosen on the fitting split (noise
-and corruptions are to pass), and evaluate. Every step is kept in the work folder: the same command goes on where an
-earlier one stopped; an evaluation is read again where it is of the same bundle, attacks and protocol. The network,
-the attacks and the detector all have the same seed. `--hardened` does the same to a copy of each network that was
-hardened. `--quick` does all of that to scikit-learn's digits in a minute: it shows that the steps work, and its figures
-are held against no bar.
+Judged are bundles that ship: ResNet-20 of three seeds, ResNet-56, and a hardened network. What is missing of them is
+made by `benchmarks.shipped`; an interrupted run goes on by the same command. An evaluation is a record: the committed
+ones are those that the README and docs/detection.md tell, and are read, not made anew; one of another detector or
+another protocol is refused. `--quick` trains, decouples, attacks, fits and evaluates scikit-learn's digits in a minute:
+it shows that the steps work, and its figures are held against no bar.
 
 A value is the mean over the seeds of one network, and of the two networks the worse; its interval reaches from the
 smallest lower to the largest upper end of the seeds' 95 % bootstrap intervals.
 """
 
-import hashlib
-import json as jsonlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import numpy as np
@@ -27,62 +25,30 @@ from sklearn.datasets import load_digits
 
 from attacks.evaluation.evaluate import PATHLESS, evaluate_bundle
 from attacks.evaluation.protocol import PROTOCOLS, Protocol, Trial, protocol_named
-from attacks.evaluation.report import write_evaluation
-from attacks.hardening import Hardening, harden
-from attacks.stages import AUTO, make_attacks, make_detector
+from attacks.evaluation.report import content_of, write_evaluation
+from attacks.stages import make_attacks, make_detector
 from attacks.store import AttackStore
 from attacks.suites import recipes_named
-from benchmarks.report import Row, machine, print_rows, write_rows
-from detector.bundle import MANIFEST, Bundle
+from benchmarks.records import record, recorded
+from benchmarks.report import Row, print_rows, write_rows
+from benchmarks.shipped import SHIPPED, Folders, attacked, detected
 from detector.datasets import ImageSet, Splits, cut, load_splits
 from detector.images import ImageSpec, Pixels
-from detector.network.schedule import DECOUPLING, Schedule
+from detector.network.schedule import Schedule
 from detector.paths.features import ALL
 from detector.stages import make_backbone, make_decoupled
 from pathguard.progress import attack_bar, training_bar
 from pathguard.tables import show
 
-ATTACKS = "standard,jsma,autoattack"
 RATE = 0.05
+JUDGED = (
+    *(f"cifar10-resnet20-seed{seed}" for seed in (0, 1, 2)), "cifar10-resnet56", "cifar10-resnet20-hardened",
+)  # fmt: skip
 Tables = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """How one network is made and judged.
-
-    Attributes:
-        keep: share of filters to keep open.
-        backbone: its schedule.
-        decoupled: the schedule of decoupling.
-        attacks: recipes and suites, as `pathguard attack` takes them.
-        images: attacked images of each split; None for all.
-        protocol: how much is looked at.
-        classifier: name of the classifier, or `auto`.
-    """
-
-    keep: float
-    backbone: Schedule
-    decoupled: Schedule
-    attacks: str
-    images: int | None
-    protocol: Protocol
-    classifier: str = AUTO
-
-
-PLANS: Mapping[str, Plan] = {
-    name: Plan(
-        keep, Schedule(epochs=60, learning_rate=rate, cycles=2), DECOUPLING, ATTACKS, None, PROTOCOLS["full"],
-    )
-    for name, keep, rate in (("resnet20", 0.7, 0.15), ("resnet56", 0.6, 0.15), ("vggnet", 0.7, 0.05))
-}  # fmt: skip
-HARDENING = Schedule(epochs=12, learning_rate=0.05)
 FEW = Trial(8, 10, 1, {"adaptive-orthogonal": {}, "adaptive-joint": {}}, (8,))
-QUICK = Plan(
-    0.7, Schedule(epochs=12, learning_rate=0.1, batch=64, flip=False),
-    Schedule(epochs=8, learning_rate=0.05, batch=64, flip=False), "fgsm,pgd,cw", 80,
-    replace(PROTOCOLS["quick"], corrupted_images=20, adaptive=FEW, adaptive_baselines=FEW), "logistic-0.01",
-)  # fmt: skip
+QUICK = replace(PROTOCOLS["quick"], corrupted_images=20, adaptive=FEW, adaptive_baselines=FEW)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,107 +69,72 @@ class Judged:
 
 
 def main(
+    names: Annotated[list[str] | None, typer.Argument(help="Bundles to judge; all where none is named.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Where CIFAR-10 lies; else cache or download.")] = None,
-    work: Annotated[Path, typer.Option(help="Folder of all results, kept between runs.")] = Path("runs/detection"),
-    networks: Annotated[str, typer.Option(help="Networks by commas.")] = "resnet20,resnet56",
-    seeds: Annotated[str, typer.Option(help="Seeds by commas.")] = "0,1,2",
-    hardened: Annotated[bool, typer.Option("--hardened", help="Harden each network too, and judge that.")] = False,
+    models: Annotated[Path, typer.Option(help="Folder of the bundles that ship.")] = Path("models"),
+    work: Annotated[Path, typer.Option(help="Folder of the attacked images.")] = Path("runs/shipped"),
+    published: Annotated[Path, typer.Option(help="Folder of published weights.")] = Path("runs/published"),
+    records: Annotated[Path, typer.Option(help="Folder of the evaluations.")] = Path("benchmarks/records/detection"),
     protocol: Annotated[str, typer.Option(help="How much is looked at: quick or full.")] = "full",
     quick: Annotated[bool, typer.Option(help="A minute: all steps on scikit-learn's digits.")] = False,
     json: Annotated[Path | None, typer.Option(help="File for the rows {figure, value, bar, met}.")] = None,
 ) -> None:
     """Make what is missing, and print."""
+    looked_at = protocol_named(protocol)
+    shown: list[Judged] = []
+    harder: list[Judged] = []
     if quick:
-        shown = [_judged("resnet8", 0, QUICK, digits(), work / "quick")]
-        rows = bars([], [])
+        with TemporaryDirectory() as folder:
+            _print_tables("resnet8, digits", [judged_digits(Path(folder))])
     else:
-        splits, looked_at = load_splits("cifar10", data_dir), protocol_named(protocol)
-        for name in (names := networks.split(",")):
-            if name not in PLANS:
-                raise typer.BadParameter(f"expected networks of {', '.join(PLANS)}; got {name}")
-        shown, harder = [], []
-        for name in names:
-            plan = replace(PLANS[name], protocol=looked_at)
-            for seed in seeds.split(","):
-                shown.append(_judged(name, int(seed), plan, splits, work))
-                if hardened:
-                    harder.append(_judged(name, int(seed), plan, splits, work, HARDENING))
-        rows = bars(shown, harder)
-    for name in dict.fromkeys(judged.network for judged in shown):
-        _print_tables(name, [judged for judged in shown if judged.network == name])
-    print_rows("bars", rows)
+        for name in names or JUDGED:
+            if name not in JUDGED:
+                raise typer.BadParameter(f"expected bundles of {', '.join(JUDGED)}; got {name}")
+        splits, folders = load_splits("cifar10", data_dir), Folders(data_dir, models, work, published)
+        for name in names or JUDGED:
+            (harder if SHIPPED[name].hardened else shown).append(_judged(name, looked_at, splits, folders, records))
+    for network in dict.fromkeys(judged.network for judged in shown):
+        _print_tables(network, [judged for judged in shown if judged.network == network])
+    if harder:
+        _print_tables("hardened", harder)
+    print_rows("bars", rows := bars(shown, harder))
     if json is not None:
         write_rows(json, rows)
 
 
-def _judged(
-    network: str, seed: int, plan: Plan, splits: Splits, work: Path, hardening: Schedule | None = None
-) -> Judged:
-    """All steps for one network and one seed; those that are done are not done again."""
-    folder = work / f"{network}-seed{seed}"
-    bundle_dir = folder / "bundle"
-    if not (bundle_dir / MANIFEST).exists():
-        with training_bar(f"train {network} seed {seed}") as listen:
-            make_backbone(network, splits, replace(plan.backbone, seed=seed), bundle_dir, listen)
-    bundle = Bundle(bundle_dir)
-    if bundle.manifest.gates is None:
-        with training_bar(f"decouple {network} seed {seed}") as listen:
-            schedule = replace(plan.decoupled, seed=seed)
-            bundle, _ = make_decoupled(bundle, splits, plan.keep, "pathguard", schedule, bundle_dir, listen)
-    if hardening is not None:
-        hard_dir = folder / "hardened" / "bundle"
-        if not (hard_dir / MANIFEST).exists():
-            with training_bar(f"harden {network} seed {seed}") as listen:
-                harden(bundle, splits, Hardening(), replace(hardening, seed=seed), hard_dir, listen)
-        folder, bundle = folder / "hardened", Bundle(hard_dir)
-    attacks, report = folder / "attacks", folder / f"judged-{plan.protocol.name}"
-    with attack_bar(f"attack {network} seed {seed}") as listen_to:
-        make_attacks(bundle, splits, recipes_named(plan.attacks), attacks, plan.images, seed, 250, listen_to)
+def _judged(name: str, protocol: Protocol, splits: Splits, folders: Folders, records: Path) -> Judged:
+    """The evaluation of a bundle that ships, made unless it is there."""
+    bundle, recipe = detected(name, folders), SHIPPED[name]
+    identity = {
+        "bundle": bundle.model_digest, "threshold": bundle.threshold_digest, "attacks": recipe.attacks,
+        "limit": recipe.limit, "seed": recipe.seed, "protocol": asdict(protocol),
+    }  # fmt: skip
+    file = records / f"{name}-{protocol.name}.json"
+    known = recorded(file, identity)
+    if known is None:
+        images = attacked(name, folders)
+        evaluation = evaluate_bundle(bundle, splits, AttackStore(images), protocol, recipe.seed)
+        write_evaluation(evaluation, images.with_name(f"{name}-judged-{protocol.name}"))
+        known = content_of(evaluation)
+        record(file, identity, known)
+    return Judged(bundle.manifest.network.name, recipe.seed, known["facts"], known["tables"])
+
+
+def judged_digits(folder: Path) -> Judged:
+    """All steps, from images to tables, on handwritten digits."""
+    splits, bundle_dir, attacks = digits(), folder / "bundle", folder / "attacks"
+    schedule = Schedule(epochs=12, learning_rate=0.1, batch=64, flip=False)
+    with training_bar("train") as listen:
+        bundle, _ = make_backbone("resnet8", splits, schedule, bundle_dir, listen)
+    with training_bar("decouple") as listen:
+        shorter = replace(schedule, epochs=8, learning_rate=0.05)
+        bundle, _ = make_decoupled(bundle, splits, 0.7, "pathguard", shorter, bundle_dir, listen)
+    with attack_bar("attack") as listen_to:
+        make_attacks(bundle, splits, recipes_named("fgsm,pgd,cw"), attacks, 80, 0, 250, listen_to)
     store = AttackStore(attacks)
-    bundle = fitted(bundle, splits, store, plan.classifier, seed, folder / "fitted_on.json")
-    read = evaluated(bundle, splits, store, plan.protocol, seed, report)
-    return Judged(network, seed, read["facts"], read["tables"])
-
-
-def fitted(bundle: Bundle, splits: Splits, store: AttackStore, classifier: str, seed: int, note: Path) -> Bundle:
-    """The bundle with a detector, fitted anew unless `note` says that its own is of these attacks and this choice."""
-    of = {
-        "network": bundle.network_digest, "attacks": _digest(store), "classifier": classifier, "seed": seed,
-        "benign": True,
-    }  # fmt: skip
-    fitted_on = jsonlib.dumps(of, indent=1)
-    if bundle.manifest.detector is None or not note.exists() or note.read_text() != fitted_on:
-        features, further = (AUTO, None) if classifier == AUTO else (ALL, False)
-        bundle = make_detector(bundle, splits, store, features, RATE, seed, classifier, overshoot=further, benign=True)
-        note.write_text(fitted_on)
-    return bundle
-
-
-def evaluated(
-    bundle: Bundle, splits: Splits, store: AttackStore, protocol: Protocol, seed: int, folder: Path
-) -> Mapping[str, Any]:
-    """What `folder` holds, evaluated anew unless it is of this bundle, these attacks and this protocol."""
-    content, origin = folder / "evaluation.json", folder / "made_of.json"
-    made_of = jsonlib.dumps(_made_of(bundle, store, protocol), indent=1)
-    if not content.exists() or not origin.exists() or origin.read_text() != made_of:
-        origin.unlink(missing_ok=True)
-        write_evaluation(evaluate_bundle(bundle, splits, store, protocol, seed), folder)
-        origin.write_text(made_of)
-    read: Mapping[str, Any] = jsonlib.loads(content.read_text())
-    return read
-
-
-def _made_of(bundle: Bundle, store: AttackStore, protocol: Protocol) -> dict[str, object]:
-    """What an evaluation depends on: digests of bundle, threshold and attacks, and the protocol."""
-    return {
-        "bundle": bundle.model_digest, "threshold": bundle.threshold_digest, "protocol": asdict(protocol),
-        "attacks": _digest(store),
-    }  # fmt: skip
-
-
-def _digest(store: AttackStore) -> str:
-    shards = sorted(record.sha256 for record in store.records().values())
-    return hashlib.sha256("".join(shards).encode()).hexdigest()
+    bundle = make_detector(bundle, splits, store, ALL, RATE, 0, "logistic-0.01", overshoot=False, benign=True)
+    read = content_of(evaluate_bundle(bundle, splits, store, QUICK))
+    return Judged("resnet8", 0, read["facts"], read["tables"])
 
 
 def bars(judged: Sequence[Judged], hardened: Sequence[Judged]) -> list[Row]:
@@ -403,7 +334,7 @@ def _columns_behind(tables: Tables) -> float | None:
 
 def _print_tables(network: str, seeds: Sequence[Judged]) -> None:
     numbers = ", ".join(str(one.seed) for one in seeds)
-    title = f"{network}, seeds {numbers}, {seeds[0].facts['data']}; {machine()}"
+    title = f"{network}, seeds {numbers}, {seeds[0].facts['data']}"
     rows = []
     for attack, same in _rows_by(seeds, "attacks", "attack").items():
         rows.append({

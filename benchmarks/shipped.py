@@ -40,6 +40,8 @@ class Recipe:
         train: options of `pathguard train`; none where the backbone comes from elsewhere.
         backbone: the bundle whose backbone this one begins with.
         published: or the network and its published weights: `resnet56 resnet56-4bfd9763.th`.
+        hardened: or the bundle whose decoupled network is hardened instead of decoupling one.
+        harden: options of `pathguard harden`.
         seed: of all stages.
     """
 
@@ -50,7 +52,26 @@ class Recipe:
     train: str = ""
     backbone: str = ""
     published: str = ""
+    hardened: str = ""
+    harden: str = ""
     seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """Where things lie.
+
+    Attributes:
+        data: the data sets; None for cache or download.
+        models: the bundles.
+        work: attacked images, and what else is made on the way.
+        published: published weights.
+    """
+
+    data: Path | None
+    models: Path
+    work: Path
+    published: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +94,7 @@ CIFAR10 = Recipe(
     data="cifar10",
     train="--network resnet20 --epochs 60 --cycles 2 --learning-rate 0.15",
     decouple="--keep 0.7",
-    attacks="fgsm,pgd,pgd-2,pgd-l2,pgd-end,pgd-end-2,pgd-l2-end,deepfool,cw",
+    attacks="standard,jsma,autoattack",
     limit=1500,
 )
 SHIPPED: Mapping[str, Recipe] = {
@@ -84,13 +105,20 @@ SHIPPED: Mapping[str, Recipe] = {
         attacks="fgsm,pgd,pgd-2,pgd-l2,deepfool,cw",
         limit=2000,
     ),
-    "cifar10-resnet20": replace(CIFAR10, decouple="--keep 0.7 --epochs 16 --settle 0"),
+    "cifar10-resnet20": replace(
+        CIFAR10, decouple="--keep 0.7 --epochs 16 --settle 0",
+        attacks="fgsm,pgd,pgd-2,pgd-l2,pgd-end,pgd-end-2,pgd-l2-end,deepfool,cw",
+    ),
     **{
         f"cifar10-resnet20-seed{seed}": replace(CIFAR10, train="", backbone="cifar10-resnet20", seed=seed)
         for seed in (0, 1, 2)
     },
     "cifar10-resnet56": replace(
         CIFAR10, train="", published="resnet56 resnet56-4bfd9763.th", decouple="--keep 0.6"
+    ),
+    "cifar10-resnet20-hardened": replace(
+        CIFAR10, train="", decouple="", hardened="cifar10-resnet20-seed0",
+        harden="--part network --epochs 12 --learning-rate 0.05",
     ),
 }  # fmt: skip
 
@@ -103,22 +131,21 @@ def main(
     published: Annotated[Path, typer.Option(help="Folder of published weights.")] = Path("runs/published"),
 ) -> None:
     """Make what is missing."""
+    folders = Folders(data_dir, models, work, published)
     for name in names or SHIPPED:
         if name not in SHIPPED:
             raise typer.BadParameter(f"expected bundles of {', '.join(SHIPPED)}, got {name}")
-        decoupled(name, models, work, data_dir, published)
-        _detected(name, models / name, work / name, data_dir)
+        attacks = attacked(name, folders)
+        bundle = detected(name, folders)
+        if not bundle.has_usual_paths:
+            data = SHIPPED[name].data
+            _run(f"interpret --bundle {bundle.folder} --data {data} --attacks {attacks} --out {attacks}-atlas", folders)
+        judged = _run(f"evaluate --bundle {bundle.folder} --attacks {attacks} --json", folders)
+        write_whole(bundle.folder / "evaluation.json", judged)
 
 
-def decoupled(name: str, models: Path, work: Path, data_dir: Path | None, published: Path) -> Taken | None:
-    """Make the bundle `name` of `SHIPPED` in `models` up to its decoupled network.
-
-    Args:
-        name: of the bundle, and of its folder.
-        models: folder of all bundles.
-        work: folder of what is made on the way.
-        data_dir: where the data sets lie.
-        published: folder of published weights.
+def decoupled(name: str, folders: Folders) -> Taken | None:
+    """Make the bundle `name` of `SHIPPED` up to its decoupled network.
 
     Returns:
         what the decoupling took; None where it was there.
@@ -127,43 +154,60 @@ def decoupled(name: str, models: Path, work: Path, data_dir: Path | None, publis
         ArtifactError: the published weights are missing or are not such.
         subprocess.CalledProcessError: a command failed.
     """
-    recipe, bundle = SHIPPED[name], models / name
+    recipe, bundle = SHIPPED[name], folders.models / name
     if (bundle / MANIFEST).exists() and Bundle(bundle).manifest.gates is not None:
         return None
-    source = str(bundle)
-    if recipe.backbone:
-        source = str(models / recipe.backbone)
+    command = f"decouple --network {bundle} {recipe.decouple}"
+    if recipe.hardened:
+        decoupled(recipe.hardened, folders)
+        command = f"harden --bundle {folders.models / recipe.hardened} {recipe.harden}"
+    elif recipe.backbone:
+        command = f"decouple --network {folders.models / recipe.backbone} {recipe.decouple}"
     elif recipe.published:
         network, file = recipe.published.split()
-        weights = work / f"{Path(file).stem}.safetensors"
+        weights = folders.work / f"{Path(file).stem}.safetensors"
         weights.parent.mkdir(parents=True, exist_ok=True)
-        save_model(load_published(published / file), str(weights))
-        source = f"{network} --weights {weights} --data {recipe.data}"
+        save_model(load_published(folders.published / file), str(weights))
+        command = f"decouple --network {network} --weights {weights} --data {recipe.data} {recipe.decouple}"
     elif not (bundle / MANIFEST).exists():
-        _run(f"train --data {recipe.data} {recipe.train} --seed {recipe.seed} --out {bundle}", data_dir)
+        _run(f"train --data {recipe.data} {recipe.train} --seed {recipe.seed} --out {bundle}", folders)
     interrupted, began = (bundle / NETWORK_CHECKPOINTS).exists(), time.monotonic()
-    _run(f"decouple --network {source} {recipe.decouple} --seed {recipe.seed} --out {bundle}", data_dir)
+    _run(f"{command} --seed {recipe.seed} --out {bundle}", folders)
     peak_kb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     return Taken(None if interrupted else (time.monotonic() - began) / 60, peak_kb / 2**20)
 
 
-def _detected(name: str, bundle: Path, attacks: Path, data_dir: Path | None) -> None:
-    """Give the bundle its detector and its usual paths, and judge it."""
-    recipe = SHIPPED[name]
+def attacked(name: str, folders: Folders) -> Path:
+    """Attack the decoupled network of the bundle `name`, which is made if missing; the folder of the images.
+
+    Raises:
+        ArtifactError, subprocess.CalledProcessError: as `decoupled`.
+    """
+    decoupled(name, folders)
+    recipe, images = SHIPPED[name], folders.work / name
     options = f"--recipes {recipe.attacks} --limit {recipe.limit} --seed {recipe.seed}"
-    _run(f"attack --bundle {bundle} {options} --out {attacks}", data_dir)
-    if Bundle(bundle).manifest.detector is None:
-        _run(f"fit --bundle {bundle} --attacks {attacks} {FIT} --seed {recipe.seed}", data_dir)
-    if not Bundle(bundle).has_usual_paths:
-        _run(f"interpret --bundle {bundle} --data {recipe.data} --attacks {attacks} --out {attacks}-atlas", data_dir)
-    judged = _run(f"evaluate --bundle {bundle} --attacks {attacks} --json", data_dir)
-    write_whole(bundle / "evaluation.json", judged)
+    _run(f"attack --bundle {folders.models / name} {options} --out {images}", folders)
+    return images
 
 
-def _run(command: str, data_dir: Path | None) -> bytes:
+def detected(name: str, folders: Folders) -> Bundle:
+    """The bundle `name` with a detector, which is fitted if missing.
+
+    Raises:
+        ArtifactError, subprocess.CalledProcessError: as `decoupled`.
+    """
+    folder = folders.models / name
+    decoupled(name, folders)
+    if Bundle(folder).manifest.detector is None:
+        images = attacked(name, folders)
+        _run(f"fit --bundle {folder} --attacks {images} {FIT} --seed {SHIPPED[name].seed}", folders)
+    return Bundle(folder)
+
+
+def _run(command: str, folders: Folders) -> bytes:
     """What the command printed; the folder of the data is told by a variable, so that model cards do not name it."""
     print(f"pathguard {command}", file=sys.stderr, flush=True)
-    environment = {**os.environ, **({"PATHGUARD_DATA_DIR": str(data_dir)} if data_dir else {})}
+    environment = {**os.environ, **({"PATHGUARD_DATA_DIR": str(folders.data)} if folders.data else {})}
     arguments: Sequence[str] = [sys.executable, "-m", "pathguard", *shlex.split(command)]
     return subprocess.run(arguments, env=environment, check=True, stdout=subprocess.PIPE).stdout
 

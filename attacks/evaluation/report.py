@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from attacks.evaluation.adaptive import Withstood
 from attacks.evaluation.judgement import Curve, Matrix, Sheet
@@ -74,7 +75,7 @@ def write_evaluation(found: Evaluation, folder: Path) -> list[Path]:
     return [*files, *pictures.values()]
 
 
-def content_of(found: Evaluation) -> dict[str, object]:
+def content_of(found: Evaluation) -> dict[str, Any]:
     """Facts, notes and tables, JSON values."""
     return {
         "facts": dict(found.facts),

@@ -4,7 +4,9 @@ import pytest
 
 from attacks.evaluation.protocol import PROTOCOLS
 from benchmarks import detection
-from benchmarks.detection import Judged, averaged, bars, evaluated, fitted
+from benchmarks.detection import Judged, _judged, averaged, bars
+from benchmarks.shipped import SHIPPED, Folders
+from detector.errors import ArtifactError
 
 
 def judged(network, seed, cw, baseline, realised=0.05):
@@ -114,46 +116,29 @@ def test_what_is_printed_is_the_mean_of_the_seeds_and_has_the_attacks_of_all_of_
     assert features["bits"]["jsma"] == 0.6
 
 
-def test_an_evaluation_of_another_bundle_other_attacks_or_another_protocol_is_not_read_again(tmp_path, monkeypatch):
-    made = []
+def test_an_evaluation_is_recorded_and_one_of_another_detector_or_protocol_is_refused(tmp_path, monkeypatch):
+    made, bundle = [], SimpleNamespace(
+        model_digest="a", threshold_digest="b", manifest=SimpleNamespace(network=SimpleNamespace(name="resnet20"))
+    )  # fmt: skip
+    folders = Folders(None, tmp_path, tmp_path, tmp_path)
+    monkeypatch.setattr(detection, "detected", lambda *_: bundle)
+    monkeypatch.setattr(detection, "attacked", lambda name, _: tmp_path / name)
+    monkeypatch.setattr(detection, "AttackStore", lambda _: None)
+    monkeypatch.setattr(detection, "evaluate_bundle", lambda *_: made.append(1))
+    monkeypatch.setattr(detection, "write_evaluation", lambda *_: None)
+    monkeypatch.setattr(detection, "content_of", lambda _: {"facts": {"data": "x"}, "tables": {"rows": [len(made)]}})
 
-    def write(found, folder):
-        made.append(found)
-        (folder / "evaluation.json").write_text(f'{{"number": {len(made)}}}')
+    def tables(protocol="quick"):
+        return _judged("cifar10-resnet20-seed1", PROTOCOLS[protocol], None, folders, tmp_path).tables["rows"]
 
-    monkeypatch.setattr(detection, "evaluate_bundle", lambda *_: "found")
-    monkeypatch.setattr(detection, "write_evaluation", write)
-
-    def number(model="a", threshold="b", shards=("c", "d"), protocol=PROTOCOLS["quick"]):
-        bundle = SimpleNamespace(model_digest=model, threshold_digest=threshold)
-        store = SimpleNamespace(records=lambda: {name: SimpleNamespace(sha256=name) for name in shards})
-        return evaluated(bundle, None, store, protocol, 0, tmp_path)["number"]
-
-    assert [number(), number(), number(shards=("d", "c"))] == [1, 1, 1]
-    assert number(model="other") == 2
-    assert number(model="other", threshold="other") == 3
-    assert number(shards=("c",)) == 4
-    assert number(shards=("c",), protocol=PROTOCOLS["full"]) == 5
-    (tmp_path / "made_of.json").unlink()  # of an earlier version of this benchmark
-    assert number(shards=("c",), protocol=PROTOCOLS["full"]) == 6
+    assert [tables(), tables(), tables("full"), tables()] == [[1], [1], [2], [1]]
+    bundle.threshold_digest = "other"
+    with pytest.raises(ArtifactError, match="'threshold': 'other'.*remove it to make it anew"):
+        tables()
 
 
-def test_a_detector_of_other_attacks_or_of_another_classifier_is_fitted_anew(tmp_path, monkeypatch):
-    made = []
-
-    def make(bundle, *_, **__):
-        made.append(1)
-        return SimpleNamespace(network_digest="a", manifest=SimpleNamespace(detector=len(made)))
-
-    monkeypatch.setattr(detection, "make_detector", make)
-    bundle = SimpleNamespace(network_digest="a", manifest=SimpleNamespace(detector=None))
-
-    def number(shards=("c", "d"), classifier="auto"):
-        nonlocal bundle
-        store = SimpleNamespace(records=lambda: {name: SimpleNamespace(sha256=name) for name in shards})
-        bundle = fitted(bundle, None, store, classifier, 0, tmp_path / "fitted_on.json")
-        return bundle.manifest.detector
-
-    assert [number(), number(), number(shards=("d", "c"))] == [1, 1, 1]
-    assert number(shards=("c",)) == 2
-    assert number(shards=("c",), classifier="forest") == 3
+def test_what_is_judged_ships_and_begins_with_what_ships():
+    assert set(detection.JUDGED) <= set(SHIPPED)
+    for recipe in SHIPPED.values():
+        assert (recipe.backbone or recipe.hardened or "cifar10-resnet20") in SHIPPED
+        assert sum(map(bool, (recipe.train, recipe.backbone, recipe.published, recipe.hardened))) == 1
