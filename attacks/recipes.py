@@ -86,6 +86,10 @@ class Recipe:
             if value not in choices:
                 known = ", ".join(str(choice) for choice in choices if choice)
                 raise RequestError(f"expected {known} in the attack {self.name}, got {value!r}")
+        if self.gates == "frozen" and self.source == "backbone":
+            raise RequestError(
+                f"expected gates to freeze in the attack {self.name}, got the backbone as its source, which has none"
+            )
         if self.target is not None and getattr(self.make, "untargeted", False):
             raise RequestError(f"expected no target for the attack {self.name}, which takes any wrong label; got one")
         if self.budget is not None and not 0 < self.budget <= (1 if self.norm == "linf" else float("inf")):

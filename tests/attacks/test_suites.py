@@ -90,10 +90,13 @@ def test_a_file_describes_recipes_that_start_from_ours(tmp_path):
         kind = "pgd"
         budget = "3/255"
         steps = 40
-        gates = "frozen"
         source = "backbone"
         target = "random"
         images = 50
+
+        [blind]
+        kind = "bim"
+        gates = "frozen"
 
         [my-cw]
         kind = "cw"
@@ -102,11 +105,12 @@ def test_a_file_describes_recipes_that_start_from_ours(tmp_path):
         """,
     )
 
-    gentle, strong = recipes_named(str(file))
+    gentle, blind, strong = recipes_named(str(file))
 
     assert (gentle.name, gentle.norm, gentle.budget) == ("gentle", "linf", 3 / 255)
     assert gentle.settings == {**RECIPES["pgd"].settings, "steps": 40, "stop": False}  # for the backbone
-    assert (gentle.gates, gentle.source, gentle.target, gentle.images) == ("frozen", "backbone", "random", 50)
+    assert (gentle.gates, gentle.source, gentle.target, gentle.images) == ("straight-through", "backbone", "random", 50)
+    assert (blind.gates, blind.source, blind.settings) == ("frozen", "decoupled", RECIPES["bim"].settings)
     assert strong.settings == {**RECIPES["cw"].settings, "searches": 9, "rate": 1.0}
     assert strong.budget is None
 
@@ -143,6 +147,7 @@ def test_a_file_describes_recipes_that_start_from_ours(tmp_path):
         ('[a]\nkind = "pgd"\nstep = -1', "expected a number from 0 for step"),
         ('[a]\nkind = "pgd"\nimages = 0', "expected a number of images from 1"),
         ('[a]\nkind = "pgd"\ngates = "open"', "expected straight-through, frozen in the attack a, got 'open'"),
+        ('[a]\nkind = "pgd"\ngates = "frozen"\nsource = "backbone"', "expected gates to freeze in the attack a"),
         ('[a]\nkind = "pgd"\ntarget = "next"', "expected random, runner-up, least-likely in the attack a"),
         ("[a", "expected TOML in .*own.toml"),
         ("", r"expected a \[NAME\] for each recipe"),
