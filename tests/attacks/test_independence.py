@@ -72,7 +72,23 @@ def test_the_order_of_a_batch_does_not_matter(recipe):
     assert np.array_equal(one.pixels[turned], other.pixels)
 
 
-@pytest.mark.parametrize("name", ["pgd", "apgd-dlr", "square", "cw", "deepfool", "ead", "fmn-l1", "ddn", "sparsefool"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pgd",
+        "apgd-dlr",
+        "square",
+        "cw",
+        "deepfool",
+        "ead",
+        "fmn-l1",
+        "ddn",
+        "sparsefool",
+        "jsma",
+        "autoattack",
+        "hopskipjump",
+    ],
+)
 def test_on_a_gated_network_in_float32_nearly_every_image_comes_out_as_if_it_were_alone(name, victim):
     recipe, ids = short(RECIPES[name]), np.arange(100)
     together = craft(recipe, victim.network, victim.images, victim.labels).pixels
