@@ -2,10 +2,12 @@
 
 An attacker who knows the detector moves the gate logits of an attacked image to where clean images have them. The
 network is trained so that this costs the misclassification: half of each batch is attacked plainly, half is drawn
-towards another image of the batch, its label and its gate logits at once (path matching). The loss is that of TRADES
-(Zhang et al., "Theoretically Principled Trade-off between Robustness and Accuracy", ICML 2019): cross-entropy on clean
-images, and the divergence of the answer for the attacked image from that for the clean one. Gates alone may be trained,
-with the convolutions as they are, or the whole network; either costs accuracy on clean images, which is stated.
+towards another image of the batch, its label and its gate logits at once (path matching), where that is the likeliest
+wrong label of those in the batch. The loss is the cross-entropy on what the attacks made (Madry et al., "Towards Deep
+Learning Models Resistant to Adversarial Attacks", ICLR 2018) or that of TRADES (Zhang et al., "Theoretically Principled
+Trade-off between Robustness and Accuracy", ICML 2019): cross-entropy on clean images, and the divergence of the answer
+for the attacked image from that for the clean one. Gates alone may be trained, with the convolutions as they are, or
+the whole network; either costs accuracy on clean images, which is stated.
 """
 
 import copy
@@ -45,16 +47,22 @@ class Hardening:
     Attributes:
         part: what is trained: the gates alone, or the whole network.
         budget: L-inf, pixels in [0, 1].
-        steps: of each attack.
+        steps: of each attack, each of a quarter of the budget, or longer where so few would not reach its end.
         weight: of the distance between gate logits beside the cross-entropy.
-        trade: weight of the divergence beside the cross-entropy on clean images; more of it costs more accuracy.
+        trade: TRADES' weight of the divergence beside the cross-entropy on clean images; more of it costs more
+            accuracy. 0 trains on the attacked images alone instead, in two thirds of the time.
     """
 
     part: Part = "network"
     budget: float = 8 / 255
-    steps: int = 7
+    steps: int = 2
     weight: float = 0.1
-    trade: float = 6.0
+    trade: float = 0.0
+
+    @property
+    def step(self) -> float:
+        """Length of a step, pixels in [0, 1]: a random start and all steps can cross the budget (Wong et al. 2020)."""
+        return self.budget * max(0.25, 1.25 / self.steps)
 
     def __post_init__(self) -> None:
         if self.part not in get_args(Part):
@@ -128,6 +136,9 @@ def harden(
         # Gates alone are trained in the network as it is used: batch normalisation keeps what it learnt.
         network.train(trained is None)
         network.set_noise(0)
+        if not hardening.trade:
+            answers, readings = network.trace(attacked)
+            return F.cross_entropy(answers, labels) + sparsity_share(readings, gates.keep)
         both, readings = network.trace(torch.cat([images, attacked]))
         clean, other = both.chunk(2)
         divergence = F.kl_div(F.log_softmax(other, 1), F.log_softmax(clean, 1), reduction="batchmean", log_target=True)
@@ -166,6 +177,8 @@ def harden(
 def evading(network: GatedNet, images: Tensor, labels: Tensor, hardening: Hardening) -> Tensor:
     """Versions of `images` in [0, 1] within the budget: of the first half misread, of the second another's path.
 
+    That other image is one of the batch's, of the label that the network finds likeliest among the wrong ones there.
+
     Args:
         network: in evaluation mode; its weights' need for gradients is as before afterwards.
         images: in [0, 1], `(batch, channels, height, width)`.
@@ -175,9 +188,12 @@ def evading(network: GatedNet, images: Tensor, labels: Tensor, hardening: Harden
     wanting = [weights for weights in network.parameters() if weights.requires_grad]
     for weights in wanting:
         weights.requires_grad_(False)
-    other = torch.arange(len(images), device=images.device).roll(1)
     with torch.no_grad():
-        guides = _gate_logits(network, images)[1][other]
+        answers, paths = _gate_logits(network, images)
+        # Those of one label are equally likely: chance decides among them.
+        likely = answers.float()[:, labels] + 1e-3 * torch.rand(len(images), len(images), device=images.device)
+        other = likely.masked_fill(labels[:, None] == labels, -torch.inf).argmax(dim=1)
+        guides = paths[other]
     drawn = (torch.arange(len(images), device=images.device) >= len(images) // 2) & (labels != labels[other])
     points = (images + hardening.budget * (2 * torch.rand_like(images) - 1)).clamp(0, 1)
     for _ in range(hardening.steps):
@@ -188,7 +204,7 @@ def evading(network: GatedNet, images: Tensor, labels: Tensor, hardening: Harden
             apart = (gates - guides).square().mean(dim=1)
             towards = -F.cross_entropy(logits, labels[other], reduction="none") - hardening.weight * apart
             (slope,) = torch.autograd.grad(torch.where(drawn, towards, away).sum(), points)
-        stepped = points.detach() + hardening.budget / 4 * slope.sign()
+        stepped = points.detach() + hardening.step * slope.sign()
         points = torch.min(torch.max(stepped, images - hardening.budget), images + hardening.budget).clamp(0, 1)
     for weights in wanting:
         weights.requires_grad_(True)

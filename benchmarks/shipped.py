@@ -118,7 +118,7 @@ SHIPPED: Mapping[str, Recipe] = {
     ),
     "cifar10-resnet20-hardened": replace(
         CIFAR10, train="", decouple="", hardened="cifar10-resnet20-seed0",
-        harden="--part network --epochs 12 --learning-rate 0.05",
+        harden="--part network --epochs 16 --learning-rate 0.1",
     ),
 }  # fmt: skip
 

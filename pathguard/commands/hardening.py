@@ -17,7 +17,10 @@ def harden(
     out: Annotated[Path, typer.Option(help="Folder of the hardened bundle.")],
     part: Annotated[str, typer.Option(help="What is trained: gates, or the whole network.")] = "network",
     epsilon: Annotated[float, typer.Option(help="Budget of the attacks, in grey levels of 255.", min=0.1)] = 8.0,
-    trade: Annotated[float, typer.Option(help="More of it costs more clean accuracy.", min=0.0)] = 6.0,
+    steps: Annotated[int, typer.Option(help="Steps of each attack.", min=1)] = 2,
+    trade: Annotated[
+        float, typer.Option(help="TRADES' weight, such as 6; 0 trains on the attacked images alone.", min=0.0)
+    ] = 0.0,
     epochs: Annotated[int, typer.Option(help="Passes over the training images.", min=1)] = 8,
     batch: Annotated[int, typer.Option(help="Images per step.", min=2)] = 128,
     learning_rate: Annotated[float, typer.Option(help="Its peak.")] = 0.02,
@@ -42,7 +45,7 @@ def harden(
     opened = Bundle(bundle, trust)
     splits = splits_of(opened.manifest.network.data, data_dir, image_size)
     splits = replace(splits, train=splits.train.first(limit))
-    hardening = Hardening(part, epsilon / 255, trade=trade)  # type: ignore[arg-type]  # it checks the name itself
+    hardening = Hardening(part, epsilon / 255, steps, trade=trade)  # type: ignore[arg-type]  # it checks the name itself
     schedule = Schedule(epochs, batch, learning_rate, flip=flip, seed=seed)
     command = shlex.join(["pathguard", *sys.argv[1:]])
     with training_bar("harden") as listen:

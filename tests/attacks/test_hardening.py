@@ -1,10 +1,12 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from attacks import hardening as hardening_module
 from attacks.hardening import Hardening, evading, harden, robust_accuracy
+from detector.batches import to_tensor
 from detector.bundle import Bundle, GatesInfo, add_network
 from detector.errors import ArtifactError, RequestError, TrainingError
 from detector.model_card import MARKDOWN
@@ -37,9 +39,9 @@ def trained(digits, tmp_path_factory):
 
 
 def test_evading_images_stay_within_the_budget_and_half_of_them_take_anothers_path(trained, digits):
-    network, images = trained.network(), torch.rand(8, 1, 8, 8)
-    labels = network(images).argmax(dim=1)
-    labels[1::2] = (labels[::2] + 1) % 10  # neighbours of other labels
+    labels = torch.arange(8)  # no two alike, so that each image has one guide
+    first = [int((digits.train.labels == label).argmax()) for label in labels.tolist()]
+    network, images = trained.network(), to_tensor(digits.train.pixels(np.array(first)), torch.device("cpu"))
     wanted = [weights.requires_grad for weights in network.parameters()]
 
     points = evading(network, images, labels, Hardening(budget=BUDGET, steps=10, weight=10.0))
@@ -52,7 +54,8 @@ def test_evading_images_stay_within_the_budget_and_half_of_them_take_anothers_pa
     def gates(of):
         return torch.cat([reading.logits for reading in network.trace(of)[1].values()], dim=1)
 
-    guides = gates(images).roll(1, 0)
+    likely = network(images)[:, labels].masked_fill(labels[:, None] == labels, -torch.inf)
+    guides = gates(images)[likely.argmax(dim=1)]
     before, after = ((gates(of) - guides).square().mean(dim=1)[4:] for of in (images, points))
     assert after.mean() < before.mean()
 
@@ -70,6 +73,33 @@ def test_a_hardened_network_withstands_more_and_its_price_is_stated(trained, dig
     assert not (grown.folder / "checkpoint-hardening").exists()
     with pytest.raises(ArtifactError, match="expected a folder without a bundle"):
         harden(trained, digits, hardening, FEW, tmp_path / "hard", ignore)
+
+
+def test_where_all_labels_are_one_images_are_attacked_plainly(trained):
+    network, images, labels = trained.network(), torch.rand(4, 1, 8, 8), torch.full((4,), 3)
+
+    torch.manual_seed(0)
+    alike = evading(network, images, labels, Hardening(budget=BUDGET, steps=3, weight=10.0))
+    torch.manual_seed(0)
+    plain = evading(network, images, labels, Hardening(budget=BUDGET, steps=3, weight=0.0))
+
+    assert torch.equal(alike, plain)
+
+
+def test_few_steps_can_reach_the_end_of_the_budget(trained):
+    network, images = trained.network(), torch.full((4, 1, 8, 8), 0.5)
+
+    points = evading(network, images, torch.arange(4), Hardening(budget=BUDGET, steps=1))
+
+    assert ((points - images).abs() >= BUDGET - 1e-6).float().mean() > 0.5
+
+
+def test_trades_is_another_loss(trained, digits, tmp_path):
+    few, once = replace(digits, train=digits.train.first(120)), replace(FEW, epochs=1)
+    plain, _ = harden(trained, few, Hardening(budget=BUDGET), once, tmp_path / "plain", ignore)
+    trades, _ = harden(trained, few, Hardening(budget=BUDGET, trade=6.0), once, tmp_path / "trades", ignore)
+
+    assert plain.network_digest != trades.network_digest
 
 
 def test_hardening_the_gates_leaves_everything_else_as_it_was(trained, digits, tmp_path):
