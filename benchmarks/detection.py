@@ -397,7 +397,12 @@ def averaged(seeds: Sequence[Judged], table: str, *keys: str) -> list[dict[str, 
         for column in columns:
             values = [row[column] for row in same if row.get(column) is not None]
             words = [value for value in values if isinstance(value, str)]
-            mean[column] = ", ".join(dict.fromkeys(words)) if words else float(np.mean(values)) if values else None
+            if words:
+                mean[column] = ", ".join(dict.fromkeys(words))
+            elif values and all(isinstance(value, int) for value in values):
+                mean[column] = round(np.mean(values))
+            else:
+                mean[column] = float(np.mean(values)) if values else None
         rows.append(mean)
     return rows
 

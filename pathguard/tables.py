@@ -12,7 +12,7 @@ from rich.table import Table
 from detector.cells import cell_text, finite
 
 Rows = Sequence[Mapping[str, object]]
-# A row of more columns, if it is the only one, is printed as a column.
+# Of more columns, a table that has twice as many columns as rows is printed on its side.
 WIDEST = 8
 
 
@@ -50,12 +50,16 @@ def show(title: str, rows: Rows, as_json: bool = False) -> None:
         console.print(title, style="italic", highlight=False, markup=False, soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD)
     columns = list(rows[0]) if rows else []
-    if len(rows) == 1 and len(columns) > WIDEST:
-        table.add_column(overflow="fold")
-        table.add_column(overflow="fold")
-        for column, value in rows[0].items():
-            table.add_row(column.replace("_", " "), cell_text(value))
-        table.show_header = False
+    if len(columns) > max(WIDEST, 2 * len(rows)):
+        named = columns[0] if len(rows) > 1 else ""  # of the only row, the name is one figure among others
+        table.show_header = len(rows) > 1
+        longest = max(len(column) for column in columns)
+        table.add_column(named.replace("_", " "), overflow="fold", min_width=min(longest, 20))
+        for row in rows:
+            table.add_column(cell_text(row[columns[0]]), overflow="fold")
+        for column in columns:
+            if column != named:
+                table.add_row(column.replace("_", " "), *(cell_text(row[column]) for row in rows))
         console.print(table)
         return
     for column in columns:

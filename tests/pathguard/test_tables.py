@@ -61,6 +61,16 @@ def test_a_lone_row_of_many_columns_stands_upright(capsys):
     assert lines[-2:] == [["images", "cw", "3,", "pgd", "4"], ["none", "none"]]
 
 
+def test_a_table_of_few_rows_and_many_columns_is_printed_on_its_side(capsys):
+    row = {f"attack_{place}": place for place in range(9)}
+
+    show("", [{"detector": "bits", **row}, {"detector": "gates", **row}])
+
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip(" ─")]
+    assert lines[0] == ["detector", "bits", "gates"]
+    assert lines[1:] == [["attack", str(place), str(place), str(place)] for place in range(9)]
+
+
 def test_a_title_wider_than_its_table_stands_on_one_line(capsys):
     title = "medians over what fooled, passes of each image"
 
