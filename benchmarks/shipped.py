@@ -125,7 +125,7 @@ SHIPPED: Mapping[str, Recipe] = {
         CIFAR10, train="", published="resnet56 resnet56-4bfd9763.th", decouple="--keep 0.6", attacks=LARGER, limit=500,
     ),
     "cifar10-resnet20-hardened": replace(HARDENED, harden="--part network --epochs 16 --learning-rate 0.1"),
-    "cifar10-resnet20-hardened-gates": replace(HARDENED, harden="--part gates --epochs 4 --learning-rate 0.02"),
+    "cifar10-resnet20-hardened-gates": replace(HARDENED, harden="--part gates --epochs 3 --learning-rate 0.02"),
 }  # fmt: skip
 
 
