@@ -2,8 +2,8 @@
 
 An attacker who knows the detector moves the gate logits of an attacked image to where clean images have them. The
 network is trained so that this costs the misclassification: half of each batch is attacked plainly, half is drawn
-towards another image of the batch, its label and its gate logits at once (path matching), where that is the likeliest
-wrong label of those in the batch. The loss is the cross-entropy on what the attacks made (Madry et al., "Towards Deep
+towards another image of the batch, its label and its gate logits at once (path matching): one whose label is the
+likeliest wrong one in the batch. The loss is the cross-entropy on what the attacks made (Madry et al., "Towards Deep
 Learning Models Resistant to Adversarial Attacks", ICLR 2018) or that of TRADES (Zhang et al., "Theoretically Principled
 Trade-off between Robustness and Accuracy", ICML 2019): cross-entropy on clean images, and the divergence of the answer
 for the attacked image from that for the clean one. Gates alone may be trained, with the convolutions as they are, or
@@ -47,10 +47,10 @@ class Hardening:
     Attributes:
         part: what is trained: the gates alone, or the whole network.
         budget: L-inf, pixels in [0, 1].
-        steps: of each attack, each of a quarter of the budget, or longer where so few would not reach its end.
+        steps: of each attack; see `step_length`.
         weight: of the distance between gate logits beside the cross-entropy.
         trade: TRADES' weight of the divergence beside the cross-entropy on clean images; more of it costs more
-            accuracy. 0 trains on the attacked images alone instead, in two thirds of the time.
+            accuracy. 0 trains on the attacked images alone instead, in three quarters of the time.
     """
 
     part: Part = "network"
@@ -60,8 +60,8 @@ class Hardening:
     trade: float = 0.0
 
     @property
-    def step(self) -> float:
-        """Length of a step, pixels in [0, 1]: a random start and all steps can cross the budget (Wong et al. 2020)."""
+    def step_length(self) -> float:
+        """Pixels in [0, 1]: a quarter of the budget, or more of it where there are few steps (Wong et al. 2020)."""
         return self.budget * max(0.25, 1.25 / self.steps)
 
     def __post_init__(self) -> None:
@@ -204,7 +204,7 @@ def evading(network: GatedNet, images: Tensor, labels: Tensor, hardening: Harden
             apart = (gates - guides).square().mean(dim=1)
             towards = -F.cross_entropy(logits, labels[other], reduction="none") - hardening.weight * apart
             (slope,) = torch.autograd.grad(torch.where(drawn, towards, away).sum(), points)
-        stepped = points.detach() + hardening.step * slope.sign()
+        stepped = points.detach() + hardening.step_length * slope.sign()
         points = torch.min(torch.max(stepped, images - hardening.budget), images + hardening.budget).clamp(0, 1)
     for weights in wanting:
         weights.requires_grad_(True)

@@ -14,6 +14,8 @@ from detector.cells import cell_text, finite
 Rows = Sequence[Mapping[str, object]]
 # Of more columns, a table that has twice as many columns as rows is printed on its side.
 WIDEST = 8
+# Room that its labels, and each of its rows, take on the terminal.
+_LABEL, _VALUE = 24, 14
 
 
 class Figure(str):
@@ -48,23 +50,27 @@ def show(title: str, rows: Rows, as_json: bool = False) -> None:
     console = Console()
     if title:  # not by the table, which would fold it to its own width
         console.print(title, style="italic", highlight=False, markup=False, soft_wrap=True)
-    table = Table(box=box.SIMPLE_HEAD)
     columns = list(rows[0]) if rows else []
     if len(columns) > max(WIDEST, 2 * len(rows)):
-        named = columns[0] if len(rows) > 1 else ""  # of the only row, the name is one figure among others
-        table.show_header = len(rows) > 1
-        longest = max(len(column) for column in columns)
-        table.add_column(named.replace("_", " "), overflow="fold", min_width=min(longest, 20))
-        for row in rows:
-            table.add_column(cell_text(row[columns[0]]), overflow="fold")
-        for column in columns:
-            if column != named:
-                table.add_row(column.replace("_", " "), *(cell_text(row[column]) for row in rows))
-        console.print(table)
+        fitting = max(1, (console.width - _LABEL) // _VALUE)
+        for first in range(0, len(rows), fitting):
+            console.print(_on_its_side(rows[first : first + fitting], columns, named=len(rows) > 1))
         return
+    table = Table(box=box.SIMPLE_HEAD)
     for column in columns:
         numeric = all(isinstance(row[column], int | float | Figure) for row in rows)
         table.add_column(column.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(cell_text(row[column]) for column in columns))
     console.print(table)
+
+
+def _on_its_side(rows: Rows, columns: Sequence[str], named: bool) -> Table:
+    """A row for each column, headed by what stands in the first one where the rows are `named` by it."""
+    table = Table(box=box.SIMPLE_HEAD, show_header=named)
+    table.add_column(columns[0].replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_column(cell_text(row[columns[0]]), overflow="fold")
+    for column in columns[1:] if named else columns:
+        table.add_row(column.replace("_", " "), *(cell_text(row[column]) for row in rows))
+    return table

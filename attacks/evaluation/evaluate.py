@@ -11,7 +11,7 @@ from attacks.evaluation.costs import cost_rows
 from attacks.evaluation.judgement import Judge, Matrix, Served, Sheet
 from attacks.evaluation.material import gather, limit_of
 from attacks.evaluation.paths import PathDetector
-from attacks.evaluation.protocol import Protocol
+from attacks.evaluation.protocol import QUICK, Protocol
 from attacks.evaluation.report import Evaluation
 from attacks.fitting_sets import named_sets
 from attacks.store import AttackStore
@@ -157,7 +157,7 @@ def _sheet_of(matrix: Matrix) -> Sheet:
 
 def _notes(protocol: Protocol, withstood: Sequence[Withstood]) -> list[str]:
     notes = []
-    if protocol.name != "full":
+    if protocol is QUICK:
         notes.append(f"The protocol `{protocol.name}` looks at few images: a first look, not figures to publish.")
     if withstood and not withstood[0].exact:
         notes.append(

@@ -1,7 +1,7 @@
 """How much of everything an evaluation looks at: a few minutes of it, or all."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from attacks.recipes import Setting
 from detector.errors import RequestError
@@ -74,24 +74,28 @@ _DESCENTS: Mapping[str, Mapping[str, Setting]] = {
     "adaptive-joint": {}, "adaptive-selective": {}, "adaptive-orthogonal": {}, "adaptive-path": {},
 }  # fmt: skip
 
-PROTOCOLS: Mapping[str, Protocol] = {
-    protocol.name: protocol
-    for protocol in (
-        Protocol(
-            "quick", 400, 200, 1000, 0, 5, 60, (1, 3), 300,
-            Trial(24, 30, 1, _QUICK, (2, 8)), Trial(12, 30, 1, _QUICK, (8,)), Trial(6, 30, 1, _QUICK, (8,)),
-            100, True, False, (1, 10), 1.0,
-        ),
-        Protocol(
-            "full", 4000, 3000, None, 500, 12, 500, (1, 3, 5), 1500,
-            Trial(200, 200, 5, {**_DESCENTS, "adaptive-square": {}, "adaptive-hopskipjump": {}}, (1, 2, 4, 8)),
-            Trial(50, 200, 2, {**_DESCENTS, "adaptive-square": {"queries": 2000},
-                               "adaptive-hopskipjump": {"steps": 10, "restarts": 1}}, (8,)),
-            Trial(20, 50, 1, {**_DESCENTS, "adaptive-square": {"queries": 500}}, (8,)),
-            1000, True, True, (1, 5, 10), 5.0,
-        ),
-    )
-}  # fmt: skip
+QUICK = Protocol(
+    "quick", 400, 200, 1000, 0, 5, 60, (1, 3), 300,
+    Trial(24, 30, 1, _QUICK, (2, 8)), Trial(12, 30, 1, _QUICK, (8,)), Trial(6, 30, 1, _QUICK, (8,)),
+    100, True, False, (1, 10), 1.0,
+)  # fmt: skip
+FULL = Protocol(
+    "full", 4000, 3000, None, 500, 12, 500, (1, 3, 5), 1500,
+    Trial(200, 200, 5, {**_DESCENTS, "adaptive-square": {}, "adaptive-hopskipjump": {}}, (1, 2, 4, 8)),
+    Trial(50, 200, 2, {**_DESCENTS, "adaptive-square": {"queries": 2000},
+                       "adaptive-hopskipjump": {"steps": 10, "restarts": 1}}, (8,)),
+    Trial(20, 50, 1, {**_DESCENTS, "adaptive-square": {"queries": 500}}, (8,)),
+    1000, True, True, (1, 5, 10), 5.0,
+)  # fmt: skip
+# For networks that take several times as long for an image: less of what is repeated for each of them.
+LARGER = replace(
+    FULL, name="larger", costly_images=200, matrix=6, corrupted_images=200, severities=(1, 3), shots=(1, 10),
+    adaptive=Trial(50, 100, 2, FULL.adaptive_baselines.recipes, (2, 8)), adaptive_baselines=FULL.adaptive_costly,
+    adaptive_costly=replace(FULL.adaptive_costly, images=10),
+)  # fmt: skip
+# For networks that withstand attackers, so that these take all their steps, and no other detectors.
+HARDENED = replace(FULL, name="hardened", baselines=False, adaptive=replace(FULL.adaptive, images=100))
+PROTOCOLS: Mapping[str, Protocol] = {protocol.name: protocol for protocol in (QUICK, FULL, LARGER, HARDENED)}
 
 
 def protocol_named(name: str) -> Protocol:

@@ -71,6 +71,17 @@ def test_a_table_of_few_rows_and_many_columns_is_printed_on_its_side(capsys):
     assert lines[1:] == [["attack", str(place), str(place), str(place)] for place in range(9)]
 
 
+def test_a_narrow_terminal_gets_all_columns_of_such_a_table_in_parts(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    row = {f"attack_{place}": 0.25 for place in range(18)}
+
+    show("", [{"detector": f"detector-{place}", **row} for place in range(8)])
+
+    words = capsys.readouterr().out.split()
+    assert [word for word in words if word.startswith("detector-")] == [f"detector-{place}" for place in range(8)]
+    assert words.count("0.2500") == 8 * 18
+
+
 def test_a_title_wider_than_its_table_stands_on_one_line(capsys):
     title = "medians over what fooled, passes of each image"
 
