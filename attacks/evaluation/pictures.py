@@ -101,7 +101,8 @@ def draw_withstood(file: Path, title: str, found: Sequence[Withstood]) -> None:
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
     axis = figure.subplots()
-    colours = cycle(NORM_COLOURS.values())
+    # There are more attacks than colours: a marker tells those of one colour apart.
+    colours, markers = cycle(NORM_COLOURS.values()), cycle(".v^DPX")
     for name in dict.fromkeys(row.attack for row in found):
         rows = [row for row in found if row.attack == name]
         budgets = [row.budget for row in rows]
@@ -116,7 +117,14 @@ def draw_withstood(file: Path, title: str, found: Sequence[Withstood]) -> None:
             )  # fmt: skip
         else:
             label = name.removeprefix("adaptive-")
-            axis.plot(budgets, [row.robust for row in rows], color=next(colours), marker=".", label=label)
+            axis.plot(
+                budgets,
+                [row.robust for row in rows],
+                color=next(colours),
+                marker=next(markers),
+                markersize=5,
+                label=label,
+            )
     axis.set_ylim(0, 1)
     axis.set_xlim(left=0)
     axis.set_xticks(sorted({row.budget for row in found}))
