@@ -136,13 +136,14 @@ def harden(
         # Gates alone are trained in the network as it is used: batch normalisation keeps what it learnt.
         network.train(trained is None)
         network.set_noise(0)
-        if not hardening.trade:
+        if hardening.trade:
+            both, readings = network.trace(torch.cat([images, attacked]))
+            clean, other = (F.log_softmax(part, 1) for part in both.chunk(2))
+            divergence = F.kl_div(other, clean, reduction="batchmean", log_target=True)
+            total = F.nll_loss(clean, labels) + hardening.trade * divergence
+        else:
             answers, readings = network.trace(attacked)
-            return F.cross_entropy(answers, labels) + sparsity_share(readings, gates.keep)
-        both, readings = network.trace(torch.cat([images, attacked]))
-        clean, other = both.chunk(2)
-        divergence = F.kl_div(F.log_softmax(other, 1), F.log_softmax(clean, 1), reduction="batchmean", log_target=True)
-        total = F.cross_entropy(clean, labels) + hardening.trade * divergence
+            total = F.cross_entropy(answers, labels)
         return total + sparsity_share(readings, gates.keep)
 
     def measure() -> Mapping[str, float]:
