@@ -67,7 +67,7 @@ from detector.network.resnet import SmallResNet
 from detector.paths.encoder import Evidence, encode
 from detector.paths.features import features_named, rows_of
 from detector.scoring.classifier import default_estimator
-from detector.scoring.compiled_score import LinearScore, linear_score
+from detector.scoring.compiled_score import FoldedScore, folded_score
 from detector.scoring.detector import detections_of
 from detector.scoring.thresholds import Calibration, Scores
 from pathguard.commands.options import DataDir
@@ -111,7 +111,7 @@ class Subject:
     spec: ImageSpec
     backbone: nn.Module
     network: GatedNet
-    score: LinearScore
+    score: FoldedScore
     score_of: Callable[[Evidence], Scores]
     calibration: Calibration
 
@@ -255,7 +255,7 @@ def _subject(name: str) -> Subject:
     # As many weighted sums as the detector that ships has, 26: of attacks and of benign kinds.
     kinds = min(27, len(rows))
     classifier = default_estimator().fit(features.transform(rows), np.arange(len(rows)) % kinds - 16 * kinds // 27)
-    score = linear_score(classifier, features)
+    score = folded_score(classifier, features)
     assert score is not None  # what `default_estimator` gives
     calibration = Calibration(np.arange(3000.0))
     return Subject(spec, backbone, network, score, KernelScore(score), calibration)

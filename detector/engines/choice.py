@@ -27,7 +27,7 @@ from detector.images import ImageSpec, Pixels
 from detector.network.decouple import GatedNet
 from detector.paths.encoder import Evidence
 from detector.paths.path_encoding import Bits
-from detector.scoring.compiled_score import LinearScore
+from detector.scoring.compiled_score import FoldedScore
 from detector.scoring.thresholds import Scores
 
 _log = logging.getLogger(__name__)
@@ -158,7 +158,7 @@ class Choice:
 def choose_engine(
     network: GatedNet,
     spec: ImageSpec,
-    score: LinearScore | None,
+    score: FoldedScore | None,
     device: torch.device,
     wanted: str = FASTEST,
     never_open: Bits | None = None,
@@ -230,7 +230,7 @@ def choose_engine(
 def _made(
     name: str,
     program: Program,
-    score: LinearScore | None,
+    score: FoldedScore | None,
     never_open: Bits | None,
     images: Pixels,
     remarks: list[str],

@@ -26,7 +26,7 @@ from detector.images import ImageSpec, Pixels
 from detector.network.decouple import GatedNet
 from detector.paths.encoder import Evidence
 from detector.paths.path_encoding import PathEncoding
-from detector.scoring.compiled_score import LinearScore
+from detector.scoring.compiled_score import FoldedScore
 from detector.scoring.sums import TorchSums
 
 _log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class CudaEngine:
         self,
         network: GatedNet,
         spec: ImageSpec,
-        score: LinearScore | None = None,
+        score: FoldedScore | None = None,
         fuse: Fuse = compiled,
         record: Record = cuda_graph,
     ) -> None:
@@ -141,7 +141,7 @@ class _Answer(nn.Module):
 
     KINDS = frozenset(("bits", "gates", "margins"))
 
-    def __init__(self, network: GatedNet, score: LinearScore | None) -> None:
+    def __init__(self, network: GatedNet, score: FoldedScore | None) -> None:
         super().__init__()
         self.network = network
         self.kinds = () if score is None else tuple(score.features.kinds)

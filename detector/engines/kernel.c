@@ -48,9 +48,10 @@ struct step {
 };
 
 /* Weighted sums of features, seven doubles more behind the weights; null for kinds of them that they do not read. See
-   detector/paths/features.py and detector/scoring/sums.py. Weights are (columns, sums). */
+   detector/paths/features.py and detector/scoring/sums.py. Weights are (columns, sums); where there is a hidden layer,
+   (columns, units). */
 struct score {
-    const double *offsets;                 /* (sums) */
+    const double *offsets;                 /* (sums), or (units) */
     const double *bits, *logits, *margins;
     const double *doubts;                  /* of each class behind the first, then of the log-odds */
     const double *path_fit, *gate_fit;     /* of fit and lead of each layer, then of the whole path */
@@ -61,8 +62,10 @@ struct score {
     const float *means;                    /* gate_fit: each layer's (classes, width), likewise, whitened */
     const uint8_t *known;                  /* gate_fit: whether anything was learnt of the class, (classes) */
     const int32_t *widths;                 /* filters of each layer */
+    const double *hidden, *hidden_offsets; /* of the sums of units, (units, sums) and (sums) */
     int32_t layers;
     int32_t sums, benign;
+    int32_t units;                         /* of the hidden layer; 0 for none */
 };
 
 struct program {
@@ -77,7 +80,7 @@ struct program {
 };
 
 /* Counted up where a struct or an argument changes its meaning; as in detector/engines/library.py. */
-#define VERSION 5
+#define VERSION 6
 
 /* What Python is held against before it calls: VERSION, then the sizes of map, step, score and program. */
 const int64_t *pathguard_layout(void)
@@ -573,7 +576,7 @@ static void likelihoods(const struct program *p, int kind, int layer, int first,
 
 /* Adds the fit of each layer, and of all, to the predicted class. */
 static void add_fits(const struct program *p, int kind, int predicted, const float *gate_logits, const uint8_t *bits,
-                     float *room, double *sums)
+                     float *room, double *sums, int count)
 {
     const struct score *score = p->score;
     double fits[2 * (score->layers + 1)];
@@ -593,7 +596,7 @@ static void add_fits(const struct program *p, int kind, int predicted, const flo
         for (int k = 0; k < p->classes; k++) if (k != predicted && likely[k] > other) other = likely[k];
         fits[2 * layer] = likely[predicted], fits[2 * layer + 1] = likely[predicted] - other;
     }
-    best.weigh(sums, score->sums, kind ? score->gate_fit : score->path_fit, NULL, fits, 2 * (score->layers + 1));
+    best.weigh(sums, count, kind ? score->gate_fit : score->path_fit, NULL, fits, 2 * (score->layers + 1));
 }
 
 /* log(first + sum of exp(sums)) */
@@ -610,26 +613,27 @@ static double score_of(const struct program *p, const float *class_logits, const
 {
     const struct score *score = p->score;
     const int classes = p->classes, filters = p->filters;
-    double sums[score->sums + 7], *values = (double *)room;
-    memcpy(sums, score->offsets, score->sums * sizeof *sums);
+    const int first = score->units ? score->units : score->sums; /* how many are summed of the columns */
+    double of_columns[first + 7], of_units[score->sums + 7], *sums = of_columns, *values = (double *)room;
+    memcpy(sums, score->offsets, first * sizeof *sums);
     int predicted = 0;
     for (int k = 1; k < classes; k++) if (class_logits[k] > class_logits[predicted]) predicted = k;
     if (score->bits) {
         int32_t *open = (int32_t *)(values + filters);
-        int count = 0;
-        for (int f = 0; f < filters; f++) open[count] = f, values[f] = 1, count += bits[f];
-        best.weigh(sums, score->sums, score->bits, open, values, count);
+        int opened = 0;
+        for (int f = 0; f < filters; f++) open[opened] = f, values[f] = 1, opened += bits[f];
+        best.weigh(sums, first, score->bits, open, values, opened);
     }
     if (score->logits) {
         for (int f = 0; f < filters; f++) values[f] = gate_logits[f];
-        best.weigh(sums, score->sums, score->logits, NULL, values, filters);
+        best.weigh(sums, first, score->logits, NULL, values, filters);
     }
     if (score->margins || score->doubts) {
         float *ordered = (float *)(values + classes);
         memcpy(ordered, class_logits, 4 * classes);
         qsort(ordered, classes, sizeof(float), descending);
         for (int k = 1; k < classes; k++) values[k - 1] = ordered[0] - ordered[k];
-        if (score->margins) best.weigh(sums, score->sums, score->margins, NULL, values, classes - 1);
+        if (score->margins) best.weigh(sums, first, score->margins, NULL, values, classes - 1);
         if (score->doubts) {
             double odds = 0;
             for (int k = 1; k < classes; k++) {
@@ -637,11 +641,16 @@ static double score_of(const struct program *p, const float *class_logits, const
                 odds += exp((double)(ordered[k] - ordered[1]));
             }
             values[classes - 1] = ordered[1] - ordered[0] + log(odds);
-            best.weigh(sums, score->sums, score->doubts, NULL, values, classes);
+            best.weigh(sums, first, score->doubts, NULL, values, classes);
         }
     }
-    if (score->path_fit) add_fits(p, 0, predicted, gate_logits, bits, room, sums);
-    if (score->gate_fit) add_fits(p, 1, predicted, gate_logits, bits, room, sums);
+    if (score->path_fit) add_fits(p, 0, predicted, gate_logits, bits, room, sums, first);
+    if (score->gate_fit) add_fits(p, 1, predicted, gate_logits, bits, room, sums, first);
+    if (score->units) {
+        for (int u = 0; u < first; u++) if (sums[u] < 0) sums[u] = 0;
+        sums = memcpy(of_units, score->hidden_offsets, score->sums * sizeof *sums);
+        best.weigh(sums, score->sums, score->hidden, NULL, of_columns, first);
+    }
     if (score->sums == 1) return sums[0];
     return together(sums + score->benign, score->sums - score->benign, 0) - together(sums, score->benign, 1);
 }

@@ -23,7 +23,7 @@ from detector.errors import ImageError
 from detector.images import Pixels
 from detector.paths.encoder import Evidence
 from detector.paths.path_encoding import PathEncoding
-from detector.scoring.compiled_score import LinearScore
+from detector.scoring.compiled_score import FoldedScore
 
 _VECTOR_BYTES = 64
 # Images that are taken through a network side by side at most, where some steps are taken together.
@@ -35,7 +35,7 @@ class KernelEngine:
 
     name = "kernel"
 
-    def __init__(self, program: Program, score: LinearScore | None = None, threads: int = 1) -> None:
+    def __init__(self, program: Program, score: FoldedScore | None = None, threads: int = 1) -> None:
         """Find room for the feature maps of `program`.
 
         Args:

@@ -1,4 +1,4 @@
-"""Linear scores in the compiled library: of an image's path, at the cost of the arithmetic alone."""
+"""Scores of weighted sums in the compiled library: of an image's path, at the cost of the arithmetic alone."""
 
 import ctypes
 from typing import Any
@@ -9,7 +9,7 @@ import numpy.typing as npt
 from detector.engines.library import ProgramLayout, ScoreLayout, library
 from detector.errors import EngineError
 from detector.paths.encoder import Evidence
-from detector.scoring.compiled_score import LinearScore
+from detector.scoring.compiled_score import FoldedScore
 from detector.scoring.sums import Doubles
 from detector.scoring.thresholds import Scores
 
@@ -17,7 +17,7 @@ from detector.scoring.thresholds import Scores
 class KernelScore:
     """Evidence -> scores, equal to scikit-learn's on the same columns up to rounding."""
 
-    def __init__(self, score: LinearScore) -> None:
+    def __init__(self, score: FoldedScore) -> None:
         """Lay the weights of `score` out for the library.
 
         Raises:
@@ -27,9 +27,11 @@ class KernelScore:
         self._arrays = _score_arrays(score)  # kept: the library reads them where they lie
         pointers = {name: array.ctypes.data for name, array in self._arrays.items()}
         layers = score.features.layers
+        sums = score.sums
         self.layout = ScoreLayout(
-            layers=len(layers), sums=len(score.sums.offsets), benign=score.sums.benign, **pointers
-        )
+            layers=len(layers), sums=sums.count, benign=sums.benign,
+            units=0 if sums.hidden is None else len(sums.offsets), **pointers,
+        )  # fmt: skip
         self._program = ProgramLayout(
             classes=score.features.classes, filters=sum(layers.values()), score=ctypes.addressof(self.layout)
         )
@@ -49,7 +51,7 @@ class KernelScore:
         return scores
 
 
-def _score_arrays(score: LinearScore) -> dict[str, npt.NDArray[Any]]:
+def _score_arrays(score: FoldedScore) -> dict[str, npt.NDArray[Any]]:
     """The arrays of `struct score`, by field."""
     names = {"bits": "bits", "gates": "logits", "margins": "margins", "doubts": "doubts"}
     names |= {"path-likelihoods": "path_fit", "gate-likelihoods": "gate_fit"}
@@ -59,6 +61,8 @@ def _score_arrays(score: LinearScore) -> dict[str, npt.NDArray[Any]]:
     arrays: dict[str, npt.NDArray[Any]] = {names[kind]: _overread(of) for kind, of in weights.items()}
     layers, learnt = score.features.layers, score.features.learnt_
     arrays["offsets"] = np.ascontiguousarray(score.sums.offsets)
+    if (hidden := score.sums.hidden) is not None:
+        arrays |= {"hidden": _overread(hidden.weights), "hidden_offsets": np.ascontiguousarray(hidden.offsets)}
     arrays["widths"] = np.array(list(layers.values()), np.int32)
     if (path := learnt.get("path-likelihoods")) is not None:
         ends = np.cumsum(arrays["widths"])[:-1]

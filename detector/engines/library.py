@@ -16,7 +16,7 @@ from detector.errors import EngineError
 
 LIBRARY = "detector.engines._kernel"
 # As in kernel.c.
-VERSION = 5
+VERSION = 6
 
 
 class MapLayout(ctypes.Structure):
@@ -55,12 +55,13 @@ class ScoreLayout(ctypes.Structure):
             (name, ctypes.c_void_p)
             for name in (
                 "offsets", "bits", "logits", "margins", "doubts", "path_fit", "gate_fit", "odds", "closed", "centre",
-                "whitening", "means", "known", "widths",
+                "whitening", "means", "known", "widths", "hidden", "hidden_offsets",
             )
         ),
         ("layers", ctypes.c_int32),
         ("sums", ctypes.c_int32),
         ("benign", ctypes.c_int32),
+        ("units", ctypes.c_int32),
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from detector.errors import EngineError
 from detector.images import Pixels
 from detector.paths.encoder import Evidence
 from detector.paths.path_encoding import PathEncoding
-from detector.scoring.compiled_score import LinearScore
+from detector.scoring.compiled_score import FoldedScore
 
 _OPSET, _IR = 18, 9
 
@@ -29,7 +29,7 @@ class OnnxEngine:
 
     name = "onnx"
 
-    def __init__(self, program: Program, score: LinearScore | None = None, threads: int = 1) -> None:
+    def __init__(self, program: Program, score: FoldedScore | None = None, threads: int = 1) -> None:
         """Write the graph of `program` and open it.
 
         Args:
@@ -74,7 +74,7 @@ class OnnxEngine:
         )
 
 
-def onnx_graph(program: Program, score: LinearScore | None = None) -> bytes:
+def onnx_graph(program: Program, score: FoldedScore | None = None) -> bytes:
     """`program` as an ONNX model: `pixels` in; `class_logits`, `gate_logits`, `bits` and, with a score, `scores` out.
 
     Raises:
@@ -225,7 +225,7 @@ class _Writer:
         logits = self.node("Gemm", [units, *excite], transB=1)
         self._gates[step.numbers["gate"]] = logits, self.node("Greater", [logits, self.constant(0.0)])
 
-    def write_outputs(self, score: LinearScore | None) -> None:
+    def write_outputs(self, score: FoldedScore | None) -> None:
         ordered = [self._gates[first] for first in sorted(self._gates)]
         self.node("Flatten", [f"map{self._program.result}"], "class_logits", axis=1)
         self.node("Concat", [logits for logits, _ in ordered], "gate_logits", axis=1)
@@ -239,7 +239,11 @@ class _Writer:
             name = tensors[kind]()
             row = self.node("Cast", [name], to=self._onnx.TensorProto.DOUBLE)
             total = self.node("Add", [total, self.node("MatMul", [row, self.constant(weights, np.float64)])])
-        self._odds(total, len(score.sums.offsets), score.sums.benign)
+        if (hidden := score.sums.hidden) is not None:
+            units = self.node("Relu", [total])
+            total = self.node("MatMul", [units, self.constant(hidden.weights, np.float64)])
+            total = self.node("Add", [total, self.constant(hidden.offsets[None], np.float64)])
+        self._odds(total, score.sums.count, score.sums.benign)
 
     def _odds(self, sums: str, count: int, benign: int) -> None:
         """`scores`: see `detector.scoring.sums.odds_of_sums`."""

@@ -3,9 +3,9 @@
 For a linear classifier they are exact: weight times how far the column lies from its mean over the images that the
 classifier was fitted on. Where each attack has a weighted sum of its own, they are integrated gradients from the means
 to the image (Sundararajan et al., "Axiomatic Attribution for Deep Networks", ICML 2017): what the attacks' sums give
-the column, less what those of benign kinds give it, each weighed by how much it counts on the way. For trees they are
-Shapley values by the kept library `shap` (Lundberg et al., "From local explanations to global understanding with
-explainable AI for trees", 2020). The scores of other classifiers are no sums: nothing is said of their columns.
+the column, less what those of benign kinds give it, each weighed by how much it counts on the way; through a network's
+hidden layer likewise. For trees they are Shapley values by the kept library `shap` (Lundberg et al., "From local
+explanations to global understanding with explainable AI for trees", 2020). The scores of other classifiers are no sums: nothing is said of their columns.
 """
 
 from collections.abc import Callable, Sequence
@@ -92,19 +92,23 @@ def _sums_contributions(sums: WeightedSums, means: Doubles) -> Contribute:
     places, shares = (places + 1) / 2, shares / 2
     at_means, benign = means @ sums.weights + sums.offsets, sums.benign
     base = float(sums.score(means[None])[0])
-    attacks = np.arange(len(at_means)) >= benign
+    attacks = np.arange(sums.count) >= benign
 
     def contribute(rows: Floats, scores: Doubles) -> Contributions:
         away = np.asarray(rows, np.float64) - means
-        reached = at_means + places[:, None, None] * (away @ sums.weights)  # (places, images, sums)
+        of_columns = at_means + places[:, None, None] * (away @ sums.weights)  # (places, images, sums or units)
+        reached = sums.behind(of_columns)
         of_attacks = np.logaddexp.reduce(reached[..., benign:], axis=2, keepdims=True)
         of_benign = np.logaddexp.reduce(reached[..., :benign], axis=2, keepdims=True, initial=0.0)
         counts = np.where(attacks, np.exp(reached - of_attacks), -np.exp(reached - of_benign))
+        if sums.hidden is not None:
+            counts = (counts @ sums.hidden.weights.T) * (of_columns > 0)
         parts = away * (np.tensordot(shares, counts, axes=1) @ sums.weights.T)
-        # What the 64 places miss of the integral.
-        found = parts.sum(axis=1)
-        factor = np.divide(scores - base, found, out=np.ones_like(found), where=np.abs(found) > 1e-12)
-        return Contributions(np.full(len(rows), base), parts * factor[:, None], "integrated gradients")
+        # What the 64 places miss of the integral: little, but more where units set in between them.
+        missed, sizes = scores - base - parts.sum(axis=1), np.abs(parts)
+        total = sizes.sum(axis=1)
+        parts += sizes * np.divide(missed, total, out=np.zeros_like(missed), where=total > 0)[:, None]
+        return Contributions(np.full(len(rows), base), parts, "integrated gradients")
 
     return contribute
 

@@ -37,7 +37,7 @@ class FalseAlarmClassifier(ClassifierMixin, BaseEstimator):
 
         Args:
             estimator: any classifier; None for `default_estimator()`. One that was fitted on more than two classes
-                counts as positive whatever is not of the first.
+                counts as positive whatever is of a class above 0.
             max_false_alarms: share of the negatives allowed above the threshold, in (0, 1).
         """
         self.estimator = estimator
@@ -105,7 +105,8 @@ class FalseAlarmClassifier(ClassifierMixin, BaseEstimator):
         if hasattr(self.estimator_, "decision_function"):
             decisions = np.asarray(self.estimator_.decision_function(X), np.float64)
             return decisions if decisions.ndim == 1 else self._odds(decisions)
-        return log_odds(self.estimator_.predict_proba(X)[:, 1:].sum(axis=1))
+        clean = int(np.searchsorted(self.estimator_.classes_, 0))
+        return log_odds(self.estimator_.predict_proba(X)[:, clean + 1 :].sum(axis=1))
 
     def _odds(self, decisions: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Log-odds of any attack; `decisions` are logarithms of shares, each row up to a constant of its own."""

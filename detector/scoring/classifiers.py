@@ -15,12 +15,12 @@ from sklearn.ensemble import (
     RandomForestClassifier,
 )
 from sklearn.linear_model import LogisticRegression
-from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 
 from detector.errors import RequestError
+from detector.scoring.dropout_network import DropoutNetwork
 
 STEP = "classifier"
 
@@ -48,9 +48,7 @@ CLASSIFIERS: Mapping[str, Callable[[int], Pipeline]] = {
     "logistic-1": _logistic(1.0),
     "multinomial-0.003": _logistic(0.003, _MANY),
     "multinomial-0.01": _logistic(0.01, _MANY),
-    "mlp": lambda seed: _scaled(
-        MLPClassifier((64,), alpha=1e-3, max_iter=60, n_iter_no_change=60, batch_size=256, random_state=seed)
-    ),
+    "mlp": lambda seed: _scaled(DropoutNetwork(random_state=seed)),
     "hist-gradient-boosting": lambda seed: _bare(
         HistGradientBoostingClassifier(
             max_iter=200, max_features=0.3, l2_regularization=1.0, early_stopping=False, random_state=seed
@@ -68,10 +66,10 @@ CLASSIFIERS: Mapping[str, Callable[[int], Pipeline]] = {
 }
 
 
-# Those that are not told "attacked" but by which attack. Each attack then has weights of its own, and an image is as
+# Those that are not told "attacked" but by which attack. Each attack then has a sum of its own, and an image is as
 # suspicious as the attack that explains it best makes it: images at the decision boundary and images far beyond it lie
 # on opposite sides of the clean ones, which one sum of columns cannot say.
-TOLD_EACH_ATTACK = frozenset({"multinomial-0.003", "multinomial-0.01"})
+TOLD_EACH_ATTACK = frozenset({"multinomial-0.003", "multinomial-0.01", "mlp"})
 
 
 def classifier_named(name: str, seed: int = 0) -> Pipeline:

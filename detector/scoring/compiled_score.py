@@ -1,9 +1,9 @@
 """A fitted scikit-learn classifier -> a function that scores rows at the cost of the arithmetic alone.
 
 scikit-learn checks and copies its input at every step of a pipeline, which for one row takes many times as long as the
-arithmetic. Standardisation and linear models fold into one matrix product instead, a small network into one for each
-of its layers, and trees are walked side by side (`compiled_trees`); any other classifier is called as it is. A linear
-model of bits, logits and margins may also be computed by the engine that computes them (`linear_score`).
+arithmetic. Standardisation and linear models fold into one matrix product instead, a small network into two, and trees
+are walked side by side (`compiled_trees`); any other classifier is called as it is. What folds may also be computed by
+the engine that computes the path (`folded_score`).
 """
 
 from collections.abc import Callable, Mapping
@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from sklearn.base import BaseEstimator
-from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import StandardScaler
 
+from detector.errors import ArtifactError
 from detector.paths.encoder import Evidence, Floats
 from detector.paths.features import FEATURES, PathFeatures
 from detector.scoring.classifier import FalseAlarmClassifier, log_odds
@@ -26,7 +25,7 @@ Score = Callable[[Floats], Scores]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class LinearScore:
+class FoldedScore:
     """A score that weighted sums of features give.
 
     Attributes:
@@ -39,7 +38,7 @@ class LinearScore:
 
     @property
     def weights(self) -> Mapping[str, Doubles]:
-        """Kind of features (`detector.paths.features.FEATURES`) -> weights of its columns, `(columns, sums)`."""
+        """Kind of features (`detector.paths.features.FEATURES`) -> its columns' weights, `(columns, sums or units)`."""
         kinds, of = self.features.kinds, self.features
         widths = [len(FEATURES[kind].columns(kind, of.classes, of.layers)) for kind in kinds]
         return dict(zip(kinds, np.split(self.sums.weights, np.cumsum(widths)[:-1]), strict=True))
@@ -49,7 +48,7 @@ class LinearScore:
         """Multiply-accumulates for one image: of the sums, and of likelihoods for every class."""
         widths = np.array(list(self.features.layers.values()))
         of_classes = self.features.classes * int(widths.sum())
-        total = self.sums.weights.size
+        total = self.sums.macs
         if "path-likelihoods" in self.features.kinds:
             total += of_classes
         if "gate-likelihoods" in self.features.kinds:
@@ -67,14 +66,13 @@ def compile_score(estimator: BaseEstimator) -> Score:
     Of one that has none, and of a `FalseAlarmClassifier` around such a one, the log-odds of the positive class; of one
     of more than two classes, those of attacks (`WeightedSums.score`).
 
-    Equal to scikit-learn's own answer up to the rounding of float64.
+    Equal to scikit-learn's own answer up to the rounding of float64; where scikit-learn gives shares alone, it cannot
+    tell apart those within 1e-9 of an end, and this can.
     """
     fitted = estimator.estimator_ if isinstance(estimator, FalseAlarmClassifier) else estimator
     if (sums := weighted_sums(fitted)) is not None:
         return sums.score
     match [step for _, step in fitted.steps] if isinstance(fitted, Pipeline) else [fitted]:
-        case [StandardScaler(with_mean=True, with_std=True) as scaler, MLPClassifier(activation="relu") as network]:
-            return _folded_network(scaler, network)
         case [model] if (walk := compile_trees(model)) is not None:
             # A forest answers with shares, boosting with scores.
             return walk if hasattr(model, "decision_function") else lambda rows: log_odds(walk(rows))
@@ -84,31 +82,20 @@ def compile_score(estimator: BaseEstimator) -> Score:
             return lambda rows: np.asarray(estimator.decision_function(rows), np.float64)
 
 
-def linear_score(estimator: BaseEstimator, features: PathFeatures) -> LinearScore | None:
+def folded_score(estimator: BaseEstimator, features: PathFeatures) -> FoldedScore | None:
     """The same as weighted sums, for an engine that computes them with the path; None of another classifier.
 
     Args:
         estimator: a fitted classifier.
         features: fitted; what it reads.
+
+    Raises:
+        ArtifactError: the classifier reads other columns, or its layers do not fit each other.
     """
     fitted = estimator.estimator_ if isinstance(estimator, FalseAlarmClassifier) else estimator
-    sums = weighted_sums(fitted)
-    return None if sums is None else LinearScore(sums, features)
-
-
-def _folded_network(scaler: StandardScaler, network: MLPClassifier) -> Score:
-    first = np.asarray(network.coefs_[0], np.float64) / scaler.scale_[:, None]
-    layers = [(first, network.intercepts_[0] - scaler.mean_ @ first)]
-    layers += [(weights.astype(np.float64), offset) for weights, offset in
-               zip(network.coefs_[1:], network.intercepts_[1:], strict=True)]  # fmt: skip
-    end = float(log_odds(1.0))
-
-    def score(rows: Floats) -> Scores:
-        values = np.asarray(rows, np.float64)
-        for weights, offset in layers[:-1]:
-            values = np.maximum(values @ weights + offset, 0)
-        weights, offset = layers[-1]
-        clipped: Scores = np.clip((values @ weights + offset)[:, 0], -end, end)
-        return clipped
-
-    return score
+    sums, columns = weighted_sums(fitted), len(features.columns())
+    if sums is None:
+        return None
+    if len(sums.weights) != columns:
+        raise ArtifactError(f"expected a classifier of the {columns} columns of its features, got {len(sums.weights)}")
+    return FoldedScore(sums, features)

@@ -19,7 +19,7 @@ from detector.interpretation.correction import Corrector
 from detector.interpretation.explanation import Explainer
 from detector.network.folding import fold_normalisation
 from detector.paths.encoder import Evidence, Floats
-from detector.scoring.compiled_score import LinearScore, compile_score, linear_score
+from detector.scoring.compiled_score import FoldedScore, compile_score, folded_score
 from detector.scoring.detections import Detections
 from detector.scoring.thresholds import Calibration, Scores
 
@@ -65,9 +65,9 @@ class Detector:
         self.layers: Mapping[str, int] = network.layers
         self.max_false_alarm_rate = info.max_false_alarm_rate
         self.calibration_images = len(self._calibration)
-        linear = linear_score(classifier, self._features)
-        self.choice: Choice = choose_engine(network, self.spec, linear, best_device(), engine, bundle.never_open())
-        self._kernel_score = None if linear is None else self._compiled(linear)
+        folded = folded_score(classifier, self._features)
+        self.choice: Choice = choose_engine(network, self.spec, folded, best_device(), engine, bundle.never_open())
+        self._kernel_score = None if folded is None else self._compiled(folded)
 
     @property
     def engine(self) -> str:
@@ -128,10 +128,10 @@ class Detector:
             raise ImageError(f"expected uint8 pixels of shape (images, {expected}), got {pixels.dtype} {pixels.shape}")
         return detections_of(self.choice.answer(pixels), self._score_of, self._calibration)
 
-    def _compiled(self, linear: LinearScore) -> KernelScore | None:
+    def _compiled(self, folded: FoldedScore) -> KernelScore | None:
         """The compiled score for engines that give none, where it is built and says what the classifier says."""
         with suppress(EngineError):  # NumPy does it too
-            compiled = KernelScore(linear)
+            compiled = KernelScore(folded)
             evidence = self.choice.answer(smooth_images(self.spec, _HELD_AGAINST)).evidence
             self.choice.uncounted()
             error = score_error(compiled(evidence), self._score(self._features.of(evidence)))

@@ -14,6 +14,7 @@ from detector.paths.features import PathFeatures, features_named, rows_of
 from detector.scoring.classifier import FalseAlarmClassifier
 from detector.scoring.classifiers import STEP, TOLD_EACH_ATTACK, classifier_named
 from detector.scoring.compiled_score import Score, compile_score
+from detector.scoring.dropout_network import DropoutNetwork
 from detector.scoring.thresholds import Calibration, Scores
 
 # Attacked images of all attacks together, and as many carried on: beyond that a fit takes longer and gets no better.
@@ -22,7 +23,7 @@ CLASSIFIER = "logistic-0.01"
 # Of the weight of each attack, what goes to its images carried on (`detector.scoring.overshoot`) where there are any.
 OVERSHOT_SHARE = 0.2
 # Of the weight of the clean images, what goes to other benign ones where there are any.
-BENIGN_SHARE = 0.2
+BENIGN_SHARE = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +146,8 @@ def fit_classifier(
     weights = np.concatenate([_weights(passing, of_passing), _weights(parts, shares)])
     weights /= weights.mean()
     made.fit(rows, labels, **{f"{STEP}__sample_weight": weights})
+    if isinstance(made[STEP], DropoutNetwork):  # what is saved is scikit-learn's own
+        made.steps[-1] = (STEP, made[STEP].network_)
     return made
 
 

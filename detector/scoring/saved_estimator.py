@@ -1,7 +1,7 @@
 """Fitted scikit-learn estimators as bytes and back, by skops: nothing is unpickled, and no code of ours is named.
 
-skops loads the types of scikit-learn and NumPy that it knows to be harmless. Three more are trusted here, because the
-forests and the small network need them:
+skops loads the types of scikit-learn and NumPy that it knows to be harmless. Three more are trusted here, because
+forests, and networks that scikit-learn itself fitted, need them:
 
 * `Tree` and `TreePredictor`, in which a tree's nodes lie as flat arrays that compiled code follows without looking at
   bounds. So every tree is looked through after loading: a node's children come after it and exist, and it reads a

@@ -12,7 +12,8 @@ from detector.network.decouple import decouple
 from detector.network.networks import build_network
 from detector.paths.encoder import encode
 from detector.paths.features import FEATURES, PathFeatures, features_named, rows_of
-from detector.scoring.classifier import FalseAlarmClassifier
+from detector.scoring.classifier import FalseAlarmClassifier, log_odds
+from detector.scoring.dropout_network import DropoutNetwork
 
 
 @pytest.fixture
@@ -88,18 +89,21 @@ def test_a_logistic_regression_is_translated_exactly(rows, estimator):
 
 
 @pytest.mark.parametrize("scaler", [StandardScaler(), StandardScaler(with_std=False)])
-def test_the_sums_of_several_attacks_are_translated_exactly(rows, scaler):
+@pytest.mark.parametrize("model", [LogisticRegression(), DropoutNetwork(8, random_state=0)])
+def test_the_sums_of_several_attacks_are_translated_exactly(rows, scaler, model):
     kinds = np.arange(len(rows)) % 4
-    pipeline = make_pipeline(scaler, LogisticRegression()).fit(
-        rows + kinds[:, None] * np.eye(rows.shape[1])[kinds], kinds
-    )
+    pipeline = make_pipeline(scaler, model).fit(rows + kinds[:, None] * np.eye(rows.shape[1])[kinds], kinds)
     classifier = FalseAlarmClassifier.around(pipeline, 0.05)
 
     surrogate = surrogate_of(classifier, lambda: images_of(rows))
 
     assert surrogate.exact
-    scores = surrogate.score(torch.from_numpy(rows)).numpy()
-    assert np.allclose(scores, classifier.score_samples(rows.astype(np.float64)), rtol=1e-9)
+    points = torch.from_numpy(rows).requires_grad_(True)
+    scores = surrogate.score(points)
+    end = np.inf if hasattr(model, "decision_function") else log_odds(1.0)  # of what scikit-learn gives as shares
+    expected = classifier.score_samples(rows.astype(np.float64))
+    assert np.allclose(scores.detach().numpy().clip(-end, end), expected.clip(-end, end), rtol=1e-6, atol=1e-6)
+    assert (torch.autograd.grad(scores.sum(), points)[0] != 0).any()
 
 
 def test_a_forest_is_imitated_and_the_imitation_is_judged_on_rows_it_did_not_see(rows):

@@ -18,7 +18,7 @@ from detector.paths.encoder import Evidence
 from detector.paths.features import features_named, rows_of
 from detector.paths.path_encoding import PathEncoding
 from detector.scoring.classifier import default_estimator
-from detector.scoring.compiled_score import linear_score
+from detector.scoring.compiled_score import folded_score
 from tests.detector.engines.test_engines import needs_kernel
 
 CPU = torch.device("cpu")
@@ -212,7 +212,7 @@ def test_an_engine_with_other_answers_is_left_out(network, monkeypatch):
 def test_an_engine_with_other_scores_is_left_out(network, monkeypatch):
     evidence = choice.MaskedEngine(network, CPU).answer(smooth_images(SPEC, 40)).evidence
     features = features_named("bits+margins", 4, network.layers).fit(rows_of(evidence))
-    score = linear_score(default_estimator().fit(features.of(evidence), np.arange(40) % 2), features)
+    score = folded_score(default_estimator().fit(features.of(evidence), np.arange(40) % 2), features)
 
     class Off(Marked):
         def __init__(self, *_):

@@ -19,8 +19,9 @@ from detector.images import ImageSpec
 from detector.network.decouple import decouple
 from detector.network.networks import build_network
 from detector.paths.features import features_named, rows_of
-from detector.scoring.classifier import default_estimator
-from detector.scoring.compiled_score import linear_score
+from detector.scoring.classifier import FalseAlarmClassifier, log_odds
+from detector.scoring.classifiers import classifier_named
+from detector.scoring.compiled_score import folded_score
 from tests.detector.engines.networks import convolution, settled
 
 CPU = torch.device("cpu")
@@ -54,11 +55,11 @@ def on_the_processor(masked, score=None):
     return CudaEngine(masked.network, SPEC, score, as_it_is, repeated)
 
 
-def score_of(masked, kinds):
+def score_of(masked, kinds, name="logistic-0.01"):
     evidence = masked.answer(smooth_images(SPEC, 80, seed=2)).evidence
     features = features_named(kinds, 5, masked.network.layers).fit(rows_of(evidence))
-    classifier = default_estimator().fit(features.of(evidence), np.arange(80) % 2)
-    return classifier, features, linear_score(classifier, features)
+    classifier = FalseAlarmClassifier(classifier_named(name)).fit(features.of(evidence), np.arange(80) % 2)
+    return classifier, features, folded_score(classifier, features)
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 8, 33, 70])
@@ -93,12 +94,15 @@ def test_threads_that_ask_at_once_get_their_own_answers(masked):
 
 
 @pytest.mark.parametrize("kinds", ["bits", "gates+margins", "bits+gates+margins"])
-def test_the_score_of_the_same_call_is_scikit_learns_own(masked, kinds):
-    classifier, features, score = score_of(masked, kinds)
+@pytest.mark.parametrize("name", ["logistic-0.01", "mlp"])
+def test_the_score_of_the_same_call_is_scikit_learns_own(masked, kinds, name):
+    classifier, features, score = score_of(masked, kinds, name)
 
     answers = on_the_processor(masked, score).answer(smooth_images(SPEC, 6, seed=1))
 
-    np.testing.assert_allclose(answers.scores, classifier.decision_function(features.of(answers.evidence)), atol=1e-6)
+    end = log_odds(1.0)  # of what scikit-learn gives as shares
+    expected = classifier.score_samples(features.of(answers.evidence))
+    np.testing.assert_allclose(np.clip(answers.scores, -end, end), np.clip(expected, -end, end), atol=1e-6)
 
 
 def test_a_score_of_likelihoods_is_left_to_others(masked):

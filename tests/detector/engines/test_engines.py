@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from detector.batches import to_tensor
@@ -25,8 +27,9 @@ from detector.images import ImageSpec
 from detector.network.decouple import decouple
 from detector.network.networks import build_network
 from detector.paths.features import features_named, rows_of
-from detector.scoring.classifier import FalseAlarmClassifier, default_estimator
-from detector.scoring.compiled_score import linear_score
+from detector.scoring.classifier import FalseAlarmClassifier, default_estimator, log_odds
+from detector.scoring.compiled_score import folded_score
+from detector.scoring.dropout_network import DropoutNetwork
 from tests.detector.engines.networks import backbones, convolution, settled
 
 CPU = torch.device("cpu")
@@ -242,25 +245,42 @@ def test_the_score_of_the_same_call_is_scikit_learns_own(engine, kinds, attacks,
 @needs_kernel
 @pytest.mark.parametrize("instructions", [b"avx2", b"any"])
 @pytest.mark.parametrize(("attacks", "benign"), [(1, 0), (17, 16)])
-def test_the_score_is_the_same_with_narrower_vectors(instructions, attacks, benign):
+@pytest.mark.parametrize("units", [0, 5, 128])
+def test_the_score_is_the_same_with_narrower_vectors(instructions, attacks, benign, units):
     with narrowed_to(instructions):
-        scores_like_scikit_learn(KernelEngine, "all", attacks, benign)
+        scores_like_scikit_learn(KernelEngine, "all", attacks, benign, network_of(units) if units else None)
 
 
-def scores_like_scikit_learn(engine, kinds, attacks, benign):
+@pytest.mark.parametrize(
+    ("engine", "kinds"), [(KernelEngine, "all"), (KernelEngine, "bits+margins"), (OnnxEngine, "bits+gates+margins")]
+)
+@pytest.mark.parametrize(("attacks", "benign", "units"), [(1, 0, 5), (3, 2, 37), (18, 15, 128)])
+def test_the_score_of_a_hidden_layer_is_scikit_learns_own(engine, kinds, attacks, benign, units):
+    scores_like_scikit_learn(engine, kinds, attacks, benign, network_of(units))
+
+
+def network_of(units):
+    return make_pipeline(StandardScaler(), DropoutNetwork(units, random_state=0))
+
+
+def scores_like_scikit_learn(engine, kinds, attacks, benign, estimator=None):
     if engine is KernelEngine and not has_kernel():
         pytest.skip("the compiled kernel was not built")
     spec = ImageSpec(8, 8, 1)
     network = settled(build_network("resnet8", 1, 5), tensor(spec))
     evidence = MaskedEngine(network, CPU).answer(smooth_images(spec, 80, seed=2)).evidence
     features = features_named(kinds, 5, network.layers).fit(rows_of(evidence))
-    classifier = default_estimator().fit(features.of(evidence), np.arange(80) % (1 + attacks + benign) - benign)
+    kind = np.arange(80) % (1 + attacks + benign) - benign
+    classifier = (estimator or default_estimator()).fit(features.of(evidence), kind)
 
-    answers = engine(program_of(network, spec), linear_score(classifier, features)).answer(smooth_images(spec, 6, 1))
+    answers = engine(program_of(network, spec), folded_score(classifier, features)).answer(smooth_images(spec, 6, 1))
 
     # Of likelihoods the columns themselves are float32, and no rounding is like another.
     expected = FalseAlarmClassifier.around(classifier, 0.05).score_samples(features.of(answers.evidence))
-    np.testing.assert_allclose(answers.scores, expected, atol=1e-6 if "likelihoods" not in features.kinds[-1] else 1e-4)
+    end = np.inf if estimator is None else log_odds(1.0)  # of what scikit-learn gives as shares
+    np.testing.assert_allclose(
+        np.clip(answers.scores, -end, end), expected, atol=1e-6 if "likelihoods" not in features.kinds[-1] else 1e-4
+    )
 
 
 class Ordinary(nn.Module):

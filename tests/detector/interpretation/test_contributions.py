@@ -10,6 +10,7 @@ from sklearn.preprocessing import StandardScaler
 
 from detector.interpretation.contributions import Contributions, contributions_of
 from detector.scoring.classifier import FalseAlarmClassifier
+from detector.scoring.dropout_network import DropoutNetwork
 
 
 @pytest.fixture
@@ -60,11 +61,14 @@ def test_a_little_noise_changes_the_parts_a_little(rows):
     assert (before.argmax(axis=1) == after.argmax(axis=1)).mean() > 0.95
 
 
-def test_the_sums_of_several_attacks_are_taken_apart_by_integrated_gradients(rows):
+@pytest.mark.parametrize(
+    "model", [LogisticRegression(), DropoutNetwork(16, random_state=0)], ids=["columns", "hidden-layer"]
+)
+def test_the_sums_of_several_attacks_are_taken_apart_by_integrated_gradients(rows, model):
     columns, attacked = rows
     kinds = np.where(attacked, 1 + np.arange(200) // 2 % 2, 0)
     columns[kinds == 2, 0] -= 4  # the second attack lies on the other side of the clean images
-    pipeline = make_pipeline(StandardScaler(), LogisticRegression()).fit(columns, kinds)
+    pipeline = make_pipeline(StandardScaler(), model).fit(columns, kinds)
     classifier = FalseAlarmClassifier.around(pipeline, 0.05)
 
     found = parts_of(classifier, columns)
