@@ -135,6 +135,15 @@ class AttackStore:
             found[record.key] = record
         return found
 
+    def counts(self, split: str) -> tuple[Counter[str], Counter[str]]:
+        """How many images of the split each recipe was given, and with how many it fooled the network."""
+        given, fooled = Counter[str](), Counter[str]()
+        for key, record in self.records().items():
+            if key.split == split:
+                given[key.recipe] += record.images
+                fooled[key.recipe] += record.fooled
+        return given, fooled
+
     def plan(self, images: Mapping[str, Mapping[str, int]]) -> None:
         """Note how many images are to be attacked, split -> recipe -> images, beside what was planned before.
 

@@ -1,25 +1,28 @@
 """How well attacks are detected, on CIFAR-10: tables and every bar, for several seeds and two networks.
 
     python -m benchmarks.detection [BUNDLE...] --data-dir DIR [--models DIR] [--work DIR] [--published DIR]
-                                   [--records DIR] [--protocol full] [--quick] [--json FILE]
+                                   [--records DIR] [--others DIR] [--protocol full] [--quick] [--json FILE]
 
 Judged are bundles that ship: ResNet-20 of three seeds, ResNet-56, and two hardened networks. What is missing of them is
 made by `benchmarks.shipped`; an interrupted run goes on by the same command. `full` is the protocol of that name for
 ResNet-20; ResNet-56, which takes three times as long for an image, is judged by `larger`, the hardened networks by
 `hardened`, without other detectors and by half as many images under attackers who know the detector. An evaluation is a
 record: the committed ones are those that the README and docs/detection.md tell, and are read, not made anew; one of
-another detector or another protocol is refused. `--quick` trains, decouples, attacks, fits and evaluates scikit-learn's
-digits in a minute: it shows that the steps work, and its figures are held against no bar.
+another detector or another protocol is refused. Where ours is fitted anew, `--others` names a folder of its former
+records, from which the rows of other detectors are taken over: network, attacked images and fitting set are the same.
+`--quick` trains, decouples, attacks, fits and evaluates scikit-learn's digits in a minute: it shows that the steps
+work, and its figures are held against no bar.
 
 A value is the mean over the seeds of one network, and of the two networks the worse; its interval reaches from the
 smallest lower to the largest upper end of the seeds' 95 % bootstrap intervals.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 import typer
@@ -34,7 +37,9 @@ from attacks.suites import recipes_named
 from benchmarks.records import record, recorded
 from benchmarks.report import Row, print_rows, write_rows
 from benchmarks.shipped import SHIPPED, Folders, attacked, detected
+from detector.bundle import Bundle
 from detector.datasets import ImageSet, Splits, cut, load_splits
+from detector.errors import ArtifactError
 from detector.images import ImageSpec, Pixels
 from detector.network.schedule import Schedule
 from detector.paths.features import ALL
@@ -84,9 +89,10 @@ def main(
     work: Annotated[Path, typer.Option(help="Folder of the attacked images.")] = Path("runs/shipped"),
     published: Annotated[Path, typer.Option(help="Folder of published weights.")] = Path("runs/published"),
     records: Annotated[Path, typer.Option(help="Folder of the evaluations.")] = Path("benchmarks/records/detection"),
+    others: Annotated[Path | None, typer.Option(help="Folder of records to take other detectors' rows from.")] = None,
     protocol: Annotated[str, typer.Option(help="How much is looked at: quick, or full as above.")] = "full",
     quick: Annotated[bool, typer.Option(help="A minute: all steps on scikit-learn's digits.")] = False,
-    json: Annotated[Path | None, typer.Option(help="File for the rows {figure, value, bar, met}.")] = None,
+    to: Annotated[Path | None, typer.Option("--json", help="File for the rows {figure, value, bar, met}.")] = None,
 ) -> None:
     """Make what is missing, and print."""
     asked = protocol_named(protocol)
@@ -102,17 +108,20 @@ def main(
         splits, folders = load_splits("cifar10", data_dir), Folders(data_dir, models, work, published)
         for name in names or JUDGED:
             looked_at = JUDGED[name] if asked is FULL else asked
-            (harder if SHIPPED[name].hardened else shown).append(_judged(name, looked_at, splits, folders, records))
+            judged = _judged(name, looked_at, splits, folders, records, others)
+            (harder if SHIPPED[name].hardened else shown).append(judged)
     for network in dict.fromkeys(judged.network for judged in shown):
         _print_tables(network, [judged for judged in shown if judged.network == network])
     for one in harder:
         _print_tables(one.bundle, [one])
     print_rows("bars", rows := bars(shown, harder))
-    if json is not None:
-        write_rows(json, rows)
+    if to is not None:
+        write_rows(to, rows)
 
 
-def _judged(name: str, protocol: Protocol, splits: Splits, folders: Folders, records: Path) -> Judged:
+def _judged(
+    name: str, protocol: Protocol, splits: Splits, folders: Folders, records: Path, others: Path | None
+) -> Judged:
     """The evaluation of a bundle that ships, made unless it is there."""
     bundle, recipe = detected(name, folders), SHIPPED[name]
     identity = {
@@ -123,11 +132,40 @@ def _judged(name: str, protocol: Protocol, splits: Splits, folders: Folders, rec
     known = recorded(file, identity)
     if known is None:
         images = attacked(name, folders)
-        evaluation = evaluate_bundle(bundle, splits, AttackStore(images), protocol, recipe.seed)
+        store = AttackStore(images)
+        former = None if others is None else _former(others / file.name, identity, bundle, store)
+        evaluation = evaluate_bundle(bundle, splits, store, protocol, recipe.seed, former=former)
         write_evaluation(evaluation, images.with_name(f"{name}-judged-{protocol.name}"))
         known = content_of(evaluation)
         record(file, identity, known)
     return Judged(name, bundle.manifest.network.name, recipe.seed, known["facts"], known["tables"])
+
+
+def _former(file: Path, identity: Mapping[str, object], bundle: Bundle, store: AttackStore) -> Tables:
+    """The tables of another detector's record: of the same network, attacked images, fitting set, rate and protocol.
+
+    Raises:
+        ArtifactError: there is none, or the record is of something else.
+    """
+    info, own = bundle.detector_info(), {"bundle", "threshold"}
+    if not file.exists():
+        raise ArtifactError(f"expected a record of the former detector to take other detectors' rows from, no {file}")
+    content = json.loads(file.read_text())
+    facts, tables = content["figures"]["facts"], content["figures"]["tables"]
+    found = {key: value for key, value in content["identity"].items() if key not in own} | {
+        "network": facts["network"], "fitted on": sorted(facts["fitted on"].split(", ")),
+        "given and fooled": {row["attack"]: [row["given"], row["fooled"]] for row in tables["attacks"]},
+    }  # fmt: skip
+    given, fooled = store.counts("test")
+    expected = {key: value for key, value in identity.items() if key not in own} | {
+        "network": f"{bundle.manifest.network.name}, {bundle.network_digest[:12]}", "fitted on": sorted(info.recipes),
+        "given and fooled": {name: [given[name], fooled[name]] for name in store.attacks("test") if fooled[name]},
+    }  # fmt: skip
+    expected = json.loads(json.dumps(expected))
+    if differing := [key for key, value in expected.items() if found.get(key) != value]:
+        said = {key: found.get(key) for key in differing}
+        raise ArtifactError(f"expected {file} to be of { {key: expected[key] for key in differing} }, got {said}")
+    return cast(Tables, tables)
 
 
 def judged_digits(folder: Path) -> Judged:
@@ -206,7 +244,7 @@ def bars(judged: Sequence[Judged], harder: Sequence[Judged]) -> list[Row]:
             )
         ),
         Row(
-            figure="what the path adds on C&W: all features / margins alone, points of AUROC",
+            figure="what the path adds on C&W: all that is read / margins alone, points of AUROC",
             value=low(_path_adds("cw", "margins")), bar=3, at_most=False,
         ),
         Row(
@@ -309,11 +347,11 @@ def _adaptive_lead(tables: Tables) -> float | None:
 
 
 def _path_adds(attack: str, without_path: str) -> Callable[[Tables], float | None]:
-    """All features against `without_path`, which reads the class logits alone."""
+    """All that the detector reads against `without_path`, which reads the class logits alone."""
 
     def found(tables: Tables) -> float | None:
-        of = {row["detector"]: row.get(attack) for row in tables["features"]}
-        everything, without = of.get(ALL), of.get(without_path)
+        of = {row["detector"]: row.get(attack) for row in (*tables["features"], *tables["baselines"])}
+        everything, without = of.get("paths"), of.get(without_path)
         return None if everything is None or without is None else 100 * (float(everything) - float(without))
 
     return found

@@ -1,10 +1,11 @@
 """Our detector and every other under attackers who know it: robust accuracy, all else being equal."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from attacks.adaptive.defence import Defence, defence_of_baseline
 from attacks.evaluation.adaptive import withstand
+from attacks.evaluation.former import Former, others_rows
 from attacks.evaluation.judgement import Judge, Sheet
 from attacks.evaluation.material import limit_of
 from attacks.evaluation.protocol import Protocol, Trial
@@ -16,10 +17,12 @@ from detector.workers import IN_PROCESS, Workers
 
 log = logging.getLogger(__name__)
 
+SHEET = "adaptive_baselines"
+
 
 def adaptive_baselines_sheet(
     network: GatedNet, splits: Splits, ours: Defence, others: Sequence[Baseline], judge: Judge, protocol: Protocol,
-    rate: float, accuracy: float, seed: int, workers: Workers = IN_PROCESS,
+    rate: float, accuracy: float, seed: int, workers: Workers = IN_PROCESS, former: Former | None = None,
 ) -> Sheet:  # fmt: skip
     """Attack each detector by the same attacks, on the same images, at the headline's budget.
 
@@ -37,8 +40,10 @@ def adaptive_baselines_sheet(
         accuracy: share of clean test images that the network gets right.
         seed: of the attacks.
         workers: who attacks.
+        former: as in `evaluate_bundle`.
     """
-    rows: list[dict[str, object]] = []
+    rows: list[Mapping[str, object]] = []
+    known_rows = {} if former is None else {row["detector"]: row for row in others_rows(former, SHEET)}
 
     def attack(name: str, defence: Defence, trial: Trial) -> None:
         log.info("attackers who know %s", name)
@@ -56,6 +61,9 @@ def adaptive_baselines_sheet(
         if methods:
             attack("paths", ours, trial)
         for method in methods:
+            if former is not None:
+                rows += [known_rows[method.name]] if method.name in known_rows else []
+                continue
             clean = splits.validation.first(limit_of(method, protocol))
             try:
                 score, usual = judge.calibrated(method)
@@ -65,4 +73,4 @@ def adaptive_baselines_sheet(
                 continue
             attack(method.name, known, trial)
     title = f"each detector under attackers who know it, where {rate:.0%} of clean images may be flagged"
-    return Sheet("adaptive_baselines", title, rows)
+    return Sheet(SHEET, title, rows)

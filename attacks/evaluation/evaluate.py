@@ -8,6 +8,7 @@ from attacks.benign import benign_samples
 from attacks.evaluation.adaptive import Withstood, rows_of_withstood, withstand
 from attacks.evaluation.adaptive_baselines import adaptive_baselines_sheet
 from attacks.evaluation.costs import cost_rows
+from attacks.evaluation.former import Former, with_others
 from attacks.evaluation.judgement import Judge, Matrix, Served, Sheet
 from attacks.evaluation.material import gather, limit_of
 from attacks.evaluation.paths import PathDetector
@@ -23,7 +24,7 @@ from detector.datasets import ImageSet, Splits
 from detector.errors import ArtifactError
 from detector.network.decouple import GatedNet
 from detector.paths.encoder import Floats
-from detector.paths.features import ALL, FEATURES, name_of
+from detector.paths.features import ALL, FEATURES, kinds_named, name_of
 from detector.scoring.compiled_score import compile_score
 from detector.scoring.fitting import CLASSIFIER
 from detector.stages import check_fits
@@ -31,13 +32,13 @@ from detector.workers import IN_PROCESS, Workers
 
 log = logging.getLogger(__name__)
 
-# Features that read the class logits alone: what all features are better than these is what the path adds.
+# Features that read the class logits alone: what all that is read is better than these is what the path adds.
 PATHLESS = "margins+doubts"
 
 
 def evaluate_bundle(
     bundle: Bundle, splits: Splits, store: AttackStore, protocol: Protocol, seed: int = 0,
-    foreign: ImageSet | None = None, adaptive: bool = True, workers: Workers = IN_PROCESS,
+    foreign: ImageSet | None = None, adaptive: bool = True, workers: Workers = IN_PROCESS, former: Former | None = None,
 ) -> Evaluation:  # fmt: skip
     """Judge the bundle's detector; the same seed gives the same tables, but for measured times.
 
@@ -50,6 +51,8 @@ def evaluate_bundle(
         foreign: images of another data set; None for handwritten digits.
         adaptive: whether attackers who know the detector are let loose.
         workers: those attackers, which take most of the time.
+        former: tables of an evaluation of another detector of the same network, by the same attacked images, protocol
+            and seed: other detectors are not run again, their rows are taken over.
 
     Raises:
         ArtifactError: the bundle has no detector, or the attacks are on another network.
@@ -79,16 +82,19 @@ def evaluate_bundle(
     # Ours on the few images that a costly detector looks at, to stand beside it.
     limits = dict.fromkeys(limit for method in others if (limit := limit_of(method, protocol)) is not None)
     fewer: list[Baseline] = [paths(info.features, f"paths, {limit} images of a kind", limit) for limit in limits]
-    methods: list[Baseline] = [ours, *others, *fewer]
+    order = [method.name for method in (ours, *others, *fewer)]
+    run = others if former is None else []
+    methods: list[Baseline] = [ours, *run, *fewer]
     log.info("images pass the network")
-    material = gather(network, splits, store, [ours, *others], protocol, seed, foreign, adaptive)
+    material = gather(network, splits, store, [ours, *run], protocol, seed, foreign, adaptive)
     served = _served(bundle, network, classes)
     judge = Judge(material, protocol, served, seed)
     log.info("tables: attacks left out")
     unseen = judge.unseen_sheet(methods)
     log.info("tables: features, baselines, fitting sets")
     matrix = judge.matrix(ours)
-    alone: list[Baseline] = [paths(kind, kind) for kind in (*FEATURES, PATHLESS, ALL)]
+    read = name_of(kinds_named(info.features))
+    alone: list[Baseline] = [paths(kind, kind) for kind in dict.fromkeys((*FEATURES, PATHLESS, read, ALL))]
     sheets = [
         judge.attack_sheet(),
         judge.worst_case_sheet(),
@@ -114,9 +120,12 @@ def evaluate_bundle(
         sheets.append(Sheet("adaptive", title, rows_of_withstood(withstood)))
         if others:
             beside = adaptive_baselines_sheet(
-                network, splits, known, others, judge, protocol, rate, accuracy, seed, workers
+                network, splits, known, others, judge, protocol, rate, accuracy, seed, workers, former
             )
             sheets.append(beside)
+    if former is not None and others:
+        compared = ("worst_unseen", "unseen", "baselines")
+        sheets = [with_others(sheet, former, order) if sheet.name in compared else sheet for sheet in sheets]
     sheets.append(
         Sheet("costs", "cost beside the plain backbone", cost_rows(bundle, network, splits, protocol.timed_seconds))
     )
@@ -131,7 +140,8 @@ def evaluate_bundle(
         "seeds": f"evaluation {seed}, attacks {store.origin.seed}",
         "accuracy on the clean test images": f"{material.right_clean:.4f}",
     }
-    return Evaluation(facts, _notes(protocol, withstood), sheets, judge.curves(), material.norms, matrix, withstood)
+    notes = _notes(protocol, withstood, former is not None)
+    return Evaluation(facts, notes, sheets, judge.curves(), material.norms, matrix, withstood)
 
 
 def _served(bundle: Bundle, network: GatedNet, classes: int) -> Served:
@@ -155,10 +165,15 @@ def _sheet_of(matrix: Matrix) -> Sheet:
     return Sheet("matrix", "fitted on one attack, judged by each: AUROC", rows)
 
 
-def _notes(protocol: Protocol, withstood: Sequence[Withstood]) -> list[str]:
+def _notes(protocol: Protocol, withstood: Sequence[Withstood], taken_over: bool) -> list[str]:
     notes = []
     if protocol is QUICK:
         notes.append(f"The protocol `{protocol.name}` looks at few images: a first look, not figures to publish.")
+    if taken_over:
+        notes.append(
+            "Rows of other detectors are those of an evaluation of a former detector of ours, on the same network and "
+            "by the same attacked images."
+        )
     if withstood and not withstood[0].exact:
         notes.append(
             "The classifier has no gradient: adaptive attacks follow an imitation of it, and one that is made better "

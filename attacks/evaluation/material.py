@@ -1,6 +1,5 @@
 """Everything that detectors are judged by, seen once through the network: clean, attacked, noisy, foreign images."""
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -143,11 +142,7 @@ def gather(
     succeeded = [name for name in store.attacks(TEST) if SetKey(TEST, name) in joined]
     parameters = {key.recipe: record.parameters for key, record in store.records().items()}
     norms = {name: str(parameters[name]["norm"]) for name in (*store.attacks(FITTING), *store.attacks(TEST))}
-    given, fooled = Counter[str](), Counter[str]()
-    for key, record in store.records().items():
-        if key.split == TEST:
-            given[key.recipe] += record.images
-            fooled[key.recipe] += record.fooled
+    given, fooled = store.counts(TEST)
     return Material(
         seen, joined, {key: np.concatenate(parts) for key, parts in predicted.items()}, succeeded, norms, given, fooled,
         float(joined[SetKey(TEST, CLEAN)].mean()),

@@ -1,10 +1,12 @@
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
 
 from attacks.evaluation.protocol import PROTOCOLS
 from benchmarks import detection
-from benchmarks.detection import Judged, _judged, averaged, bars
+from benchmarks.detection import Judged, _former, _judged, averaged, bars
+from benchmarks.records import record
 from benchmarks.shipped import SHIPPED, Folders
 from detector.errors import ArtifactError
 
@@ -28,7 +30,7 @@ def judged(network, seed, cw, baseline, realised=0.05, bundle="cifar10-resnet20-
         ],
         "features": [
             {"detector": "margins", "cw": 0.8}, {"detector": "margins+doubts", "cw": 0.96},
-            {"detector": "all", "cw": cw},
+            {"detector": "all", "cw": 0.5},
         ],
         "baselines": [
             {"detector": name, "images fitted on": images, "images judged by": images, "fgsm": fgsm, "cw": value}
@@ -83,7 +85,7 @@ def test_a_bar_is_held_against_the_mean_over_seeds_of_the_worse_network():
         assert (hardened.value, hardened.met) == (pytest.approx(15), False)
     assert rows["of which the detector adds, points"].value == pytest.approx(6)
     assert rows["adaptive, ahead of the best baseline, points"].value == pytest.approx(3)
-    adds = "what the path adds on C&W: all features / margins alone, points of AUROC"
+    adds = "what the path adds on C&W: all that is read / margins alone, points of AUROC"
     assert rows[adds].value == pytest.approx(15)
     assert rows["the same / all that the class logits say (margins and doubts)"].value == pytest.approx(-1)
     assert rows["false alarms on corruptions of severity 3, %"].met is False
@@ -118,7 +120,7 @@ def test_what_is_printed_is_the_mean_of_the_seeds_and_has_the_attacks_of_all_of_
 
     assert (unseen[0]["worst attack"], unseen[0]["worst AUROC"]) == ("cw, jsma", pytest.approx(0.85))
     assert len(unseen) == 5
-    assert features["all"]["cw"] == pytest.approx(0.97)
+    assert features["margins+doubts"]["cw"] == pytest.approx(0.96)
     assert features["bits"]["jsma"] == 0.6
 
 
@@ -130,17 +132,46 @@ def test_an_evaluation_is_recorded_and_one_of_another_detector_or_protocol_is_re
     monkeypatch.setattr(detection, "detected", lambda *_: bundle)
     monkeypatch.setattr(detection, "attacked", lambda name, _: tmp_path / name)
     monkeypatch.setattr(detection, "AttackStore", lambda _: None)
-    monkeypatch.setattr(detection, "evaluate_bundle", lambda *_: made.append(1))
+    monkeypatch.setattr(detection, "evaluate_bundle", lambda *_, former: made.append(former))
     monkeypatch.setattr(detection, "write_evaluation", lambda *_: None)
     monkeypatch.setattr(detection, "content_of", lambda _: {"facts": {"data": "x"}, "tables": {"rows": [len(made)]}})
 
     def tables(protocol="quick"):
-        return _judged("cifar10-resnet20-seed1", PROTOCOLS[protocol], None, folders, tmp_path).tables["rows"]
+        return _judged("cifar10-resnet20-seed1", PROTOCOLS[protocol], None, folders, tmp_path, None).tables["rows"]
 
     assert [tables(), tables(), tables("full"), tables()] == [[1], [1], [2], [1]]
     bundle.threshold_digest = "other"
     with pytest.raises(ArtifactError, match="'threshold': 'other'.*remove it to make it anew"):
         tables()
+
+
+def test_rows_of_other_detectors_are_taken_over_from_a_record_of_the_same_images_alone(tmp_path):
+    bundle = SimpleNamespace(
+        network_digest="f" * 64, manifest=SimpleNamespace(network=SimpleNamespace(name="resnet20")),
+        detector_info=lambda: SimpleNamespace(recipes=("cw", "fgsm")),
+    )  # fmt: skip
+    store = SimpleNamespace(
+        counts=lambda _: (Counter(fgsm=9, cw=5, noise=5), Counter(fgsm=7, cw=0, noise=1)),
+        attacks=lambda _: ["fgsm", "cw"],
+    )
+    identity = {"bundle": "new", "threshold": "new", "seed": 3, "protocol": {"budgets": (8,)}}
+    tables = {"attacks": [{"attack": "fgsm", "given": 9, "fooled": 7}]}
+    facts = {"network": "resnet20, ffffffffffff", "fitted on": "fgsm, cw"}
+    file = tmp_path / "former.json"
+
+    with pytest.raises(ArtifactError, match="expected a record of the former detector"):
+        _former(file, identity, bundle, store)
+    record(file, {**identity, "bundle": "old", "threshold": "old"}, {"facts": facts, "tables": tables})
+
+    assert _former(file, identity, bundle, store) == tables
+    for changed in ({"seed": 4}, {"protocol": {"budgets": (4,)}}):
+        with pytest.raises(ArtifactError, match=f"to be of .'{next(iter(changed))}'"):
+            _former(file, identity | changed, bundle, store)
+    bundle.network_digest = "e" * 64
+    store.counts = lambda _: (Counter(fgsm=9), Counter(fgsm=8))
+    bundle.detector_info = lambda: SimpleNamespace(recipes=("cw",))
+    with pytest.raises(ArtifactError, match="'network': .*'fitted on': .*'given and fooled': "):
+        _former(file, identity, bundle, store)
 
 
 def test_what_is_judged_ships_and_begins_with_what_ships():

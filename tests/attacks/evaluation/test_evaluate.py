@@ -72,6 +72,27 @@ def test_the_same_seed_gives_the_same_report_of_one_file(judged, tmp_path):
         )
 
 
+def test_rows_of_other_detectors_are_taken_over_from_a_former_evaluation(judged):
+    few = Trial(4, 2, 1, {"adaptive-orthogonal": {}}, (32,))
+    protocol = replace(TINY, baselines=True, costly_baselines=False, adaptive_baselines=few)
+    first = content_of(evaluate_bundle(*judged, protocol, seed=3))["tables"]
+    told = json.loads(json.dumps(first))
+    for table in ("baselines", "unseen", "worst_unseen", "adaptive_baselines"):
+        for row in told[table]:
+            row["said"] = "formerly"
+
+    second = content_of(evaluate_bundle(*judged, protocol, seed=3, former=told))["tables"]
+
+    for table in ("baselines", "unseen", "worst_unseen", "adaptive_baselines"):
+        own = [row for row in second[table] if row["detector"].startswith("paths")]
+        others = [row for row in second[table] if not row["detector"].startswith("paths")]
+        assert own
+        assert len(others) > len(own)
+        assert all(row.pop("said", "now") == "formerly" for row in others)
+        assert second[table] == first[table]
+    assert second["attacks"] == first["attacks"]
+
+
 def test_digits_are_not_foreign_to_a_network_of_digits(judged, digits):
     bundle, few, store = judged
     network = bundle.network()
