@@ -3,10 +3,10 @@
 The features are those of `detector.paths.features`, number for number; where a path bit jumps, its gradient is that of
 a sigmoid (straight through), which never vanishes as the gate's own does. Logistic regressions and networks of one
 hidden layer, behind standardisation, become the same arithmetic in torch. Any other scikit-learn classifier has no
-gradient; it is imitated by a small network that was fitted on its scores, and how well the imitation ranks versions of images that it was not fitted on is
-part of the result. Surrogates that are attacked in the place of what has no gradient: Papernot et al., "Practical
-Black-Box Attacks against Machine Learning", 2017; against detectors: Carlini and Wagner, "Adversarial Examples Are Not
-Easily Detected", 2017.
+gradient; it is imitated by a small network that was fitted on its scores, and how well the imitation ranks versions of
+images that it was not fitted on is part of the result. Surrogates that are attacked in the place of what has no
+gradient: Papernot et al., "Practical Black-Box Attacks against Machine Learning", 2017; against detectors: Carlini and
+Wagner, "Adversarial Examples Are Not Easily Detected", 2017.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -5,7 +5,8 @@ classifier was fitted on. Where each attack has a weighted sum of its own, they 
 to the image (Sundararajan et al., "Axiomatic Attribution for Deep Networks", ICML 2017): what the attacks' sums give
 the column, less what those of benign kinds give it, each weighed by how much it counts on the way; through a network's
 hidden layer likewise. For trees they are Shapley values by the kept library `shap` (Lundberg et al., "From local
-explanations to global understanding with explainable AI for trees", 2020). The scores of other classifiers are no sums: nothing is said of their columns.
+explanations to global understanding with explainable AI for trees", 2020). The scores of other classifiers are no sums:
+nothing is said of their columns.
 """
 
 from collections.abc import Callable, Sequence
