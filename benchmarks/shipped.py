@@ -88,7 +88,7 @@ class Taken:
     peak_gb: float
 
 
-# Chosen on the fitting split: docs/detection.md.
+# Chosen on the fitting split: docs/detection.md. What ships was fitted when benign kinds had a fifth of the weight.
 FIT = "--classifier multinomial-0.01 --overshoot yes --benign"
 
 CIFAR10 = Recipe(
