@@ -30,6 +30,7 @@ from detector.datasets import ImageSet, Splits
 from detector.errors import RequestError
 from detector.model_card import write_card
 from detector.network.decouple import GatedNet
+from detector.network.gates import logits_of
 from detector.network.losses import sparsity_share
 from detector.network.schedule import Schedule
 from detector.network.training import Listener, accuracy, train_epochs
@@ -226,4 +227,4 @@ def robust_accuracy(network: GatedNet, images: ImageSet, hardening: Hardening, s
 
 def _gate_logits(network: GatedNet, images: Tensor) -> tuple[Tensor, Tensor]:
     logits, readings = network.trace(images)
-    return logits, torch.cat([reading.logits for reading in readings.values()], dim=1)
+    return logits, logits_of(readings)

@@ -28,7 +28,7 @@ from detector.scoring.classifier import FalseAlarmClassifier
 from detector.scoring.compiled_score import Score, compile_score
 from detector.scoring.sums import TorchSums, weighted_sums
 
-Features = Callable[[Tensor, Tensor], Tensor]
+Features = Callable[[Tensor, Tensor, Tensor], Tensor]
 EPOCHS, WIDTH = 60, 128  # of an imitation
 
 
@@ -50,31 +50,26 @@ class Surrogate:
     held_out: int
 
 
-def path_bits(_class_logits: Tensor, gate_logits: Tensor) -> Tensor:
+def path_bits(gate_logits: Tensor) -> Tensor:
     """1 for an open and 0 for a closed filter, `(images, total channels)`, with the gradient of a sigmoid."""
     return round_straight_through(gate_logits, torch.sigmoid(gate_logits))
 
 
-def gate_logits(_class_logits: Tensor, gate_logits: Tensor) -> Tensor:
-    """How surely each filter is open or closed, `(images, total channels)`."""
-    return gate_logits
-
-
-def class_margins(class_logits: Tensor, _gate_logits: Tensor) -> Tensor:
+def class_margins(class_logits: Tensor) -> Tensor:
     """By how much the first class leads the second, third, ... in logits, `(images, classes - 1)`."""
     ordered = class_logits.sort(dim=1, descending=True).values
     return ordered[:, :1] - ordered[:, 1:]
 
 
-def doubts(class_logits: Tensor, gate_logits: Tensor) -> Tensor:
+def doubts(class_logits: Tensor) -> Tensor:
     """How near each other class is to the first, and the log-odds against the first, `(images, classes)`."""
-    behind = -class_margins(class_logits, gate_logits)
+    behind = -class_margins(class_logits)
     return torch.cat([behind.exp(), behind.logsumexp(dim=1, keepdim=True)], dim=1)
 
 
 def path_likelihoods(class_logits: Tensor, gate_logits: Tensor, arrays: Arrays, layers: Mapping[str, int]) -> Tensor:
     """How usual each layer's bits are for the predicted class, `(images, 2 (layers + 1))`."""
-    bits = path_bits(class_logits, gate_logits)
+    bits = path_bits(gate_logits)
     odds, closed = (torch.from_numpy(arrays[name]).to(bits) for name in ("odds", "closed"))
     likely = [bits[:, part] @ odds[:, part].T + closed[:, part].sum(dim=1) for part in _parts(layers)]
     return _fit_and_lead(likely, class_logits, layers)
@@ -109,20 +104,21 @@ def _fit_and_lead(likely: Sequence[Tensor], class_logits: Tensor, layers: Mappin
     return torch.stack([fit, lead], dim=1).flatten(0, 1).T
 
 
-# Class logits, gate logits of all gates side by side, what the features learnt, and the layers -> the columns of
-# `detector.paths.features.FEATURES`.
-TORCH_FEATURES: Mapping[str, Callable[[Tensor, Tensor, Arrays, Mapping[str, int]], Tensor]] = {
-    "bits": lambda logits, gates, *_: path_bits(logits, gates),
-    "gates": lambda logits, gates, *_: gate_logits(logits, gates),
-    "margins": lambda logits, gates, *_: class_margins(logits, gates),
-    "doubts": lambda logits, gates, *_: doubts(logits, gates),
-    "path-likelihoods": path_likelihoods,
-    "gate-likelihoods": gate_likelihoods,
+# Class logits, gate logits and gate inputs of all gates side by side, what the features learnt, and the layers -> the
+# columns of `detector.paths.features.FEATURES`.
+TORCH_FEATURES: Mapping[str, Callable[[Tensor, Tensor, Tensor, Arrays, Mapping[str, int]], Tensor]] = {
+    "bits": lambda _logits, gates, *_: path_bits(gates),
+    "gates": lambda _logits, gates, *_: gates,
+    "inputs": lambda _logits, _gates, inputs, *_: inputs,
+    "margins": lambda logits, *_: class_margins(logits),
+    "doubts": lambda logits, *_: doubts(logits),
+    "path-likelihoods": lambda logits, gates, _, arrays, layers: path_likelihoods(logits, gates, arrays, layers),
+    "gate-likelihoods": lambda logits, gates, _, arrays, layers: gate_likelihoods(logits, gates, arrays, layers),
 }
 
 
 def torch_features(features: PathFeatures) -> Features:
-    """The differentiable twin of fitted features: class logits and gate logits -> columns.
+    """The differentiable twin of fitted features: class logits, gate logits and gate inputs -> columns.
 
     Raises:
         RequestError: one of their kinds has none.
@@ -132,11 +128,11 @@ def torch_features(features: PathFeatures) -> Features:
             raise RequestError(
                 f"expected features of {', '.join(TORCH_FEATURES)} to follow the gradient of; got {kind!r}"
             )
-    arrays = features.learnt_
+    arrays, layers = features.learnt_, features.shape.layers
 
-    def columns(class_logits: Tensor, gate_logits: Tensor) -> Tensor:
+    def columns(class_logits: Tensor, gate_logits: Tensor, gate_inputs: Tensor) -> Tensor:
         parts = [
-            TORCH_FEATURES[kind](class_logits, gate_logits, arrays.get(kind, {}), features.layers)
+            TORCH_FEATURES[kind](class_logits, gate_logits, gate_inputs, arrays.get(kind, {}), layers)
             for kind in features.kinds
         ]
         return torch.cat(parts, dim=1)

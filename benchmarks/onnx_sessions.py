@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from detector.network.decouple import GatedNet
+from detector.network.gates import logits_of
 
 
 class WithGateLogits(nn.Module):
@@ -21,7 +22,7 @@ class WithGateLogits(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images in [0, 1] -> logits `(batch, classes)` and gate logits `(batch, total filters)`."""
         logits, readings = self.network.trace(images)
-        return logits, torch.cat([reading.logits for reading in readings.values()], dim=1)
+        return logits, logits_of(readings)
 
 
 def onnx_call(network: nn.Module, images: Tensor) -> Callable[[], object] | None:

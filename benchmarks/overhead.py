@@ -36,7 +36,7 @@ from detector.interpretation.usual_paths import UsualPathsBuilder
 from detector.network.decouple import decouple
 from detector.network.networks import build_network
 from detector.paths.encoder import encode
-from detector.paths.features import features_named, rows_of
+from detector.paths.features import EvidenceShape, features_named, rows_of
 from detector.scoring.classifier import default_estimator
 from detector.scoring.detector import Detector
 from detector.scoring.thresholds import Calibration
@@ -99,7 +99,7 @@ def fresh_bundle(name: str, folder: Path, with_statistics: bool = False) -> Bund
     bundle = add_network(bundle, folder, GatesInfo(0.7, True, "pathguard"), network, {})
     evidence = encode(network, torch.rand(60, 3, 32, 32))
     rows = rows_of(evidence)
-    features = features_named("all", len(classes), network.layers).fit(rows)
+    features = features_named("all", EvidenceShape.of(evidence)).fit(rows)
     classifier = default_estimator().fit(features.transform(rows), np.arange(60) % 2)
     info = DetectorInfo("+".join(features.kinds), 0.05, ())
     bundle = add_detector(bundle, info, classifier, Calibration(np.arange(3000.0)), {}, features.arrays())

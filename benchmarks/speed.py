@@ -65,7 +65,7 @@ from detector.network.networks import build_network
 from detector.network.normalise import Normalise
 from detector.network.resnet import SmallResNet
 from detector.paths.encoder import Evidence, encode
-from detector.paths.features import features_named, rows_of
+from detector.paths.features import EvidenceShape, features_named, rows_of
 from detector.scoring.classifier import default_estimator
 from detector.scoring.compiled_score import FoldedScore, folded_score
 from detector.scoring.detector import detections_of
@@ -250,8 +250,9 @@ def _subject(name: str) -> Subject:
     network = decouple(backbone, KEEP)
     settle(network, images)
     network.eval()
-    rows = rows_of(encode(network, images))
-    features = features_named(FEATURES[SIZES[name][1]], SIZES[name][1], network.layers).fit(rows)
+    evidence = encode(network, images)
+    rows = rows_of(evidence)
+    features = features_named(FEATURES[SIZES[name][1]], EvidenceShape.of(evidence)).fit(rows)
     # As many weighted sums as the detector that ships has, 26: of attacks and of benign kinds.
     kinds = min(27, len(rows))
     classifier = default_estimator().fit(features.transform(rows), np.arange(len(rows)) % kinds - 16 * kinds // 27)

@@ -46,7 +46,7 @@ from detector.images import ImageSpec
 from detector.interpretation.usual_paths import UsualPaths
 from detector.network.decouple import GatedNet, decouple, decouple_named
 from detector.network.networks import build_network
-from detector.paths.features import PathFeatures, kinds_named, learns
+from detector.paths.features import EvidenceShape, PathFeatures, kinds_named, learns
 from detector.scoring.classifier import FalseAlarmClassifier
 from detector.scoring.saved_estimator import load_estimator, save_estimator
 from detector.scoring.thresholds import Calibration
@@ -213,11 +213,11 @@ class Bundle:
         except RequestError as error:
             raise ArtifactError(f"{self.folder}: {error}") from None
 
-    def features(self, layers: Mapping[str, int]) -> PathFeatures:
+    def features(self, network: GatedNet) -> PathFeatures:
         """What the classifier reads, fitted: evidence -> named columns.
 
         Args:
-            layers: those of the bundle's network, gate name -> its channels.
+            network: the bundle's.
 
         Raises:
             ArtifactError: the bundle has no detector yet, or its features are of another network.
@@ -226,7 +226,7 @@ class Bundle:
             kinds = kinds_named(self.detector_info().features)
         except RequestError as error:
             raise ArtifactError(f"{self.folder}: {error}") from None
-        features = PathFeatures(kinds, len(self.manifest.network.classes), layers)
+        features = PathFeatures(kinds, EvidenceShape(len(self.manifest.network.classes), network.layers, network.reads))
         content = self._contents.get(LEARNT)
         return features.with_arrays({} if content is None else safetensors.numpy.load(content))
 

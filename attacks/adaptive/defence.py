@@ -20,6 +20,7 @@ from detector.bundle import Bundle
 from detector.datasets import ImageSet
 from detector.errors import DataError
 from detector.network.decouple import GatedNet
+from detector.network.gates import inputs_of, logits_of
 from detector.paths.encoder import encode
 from detector.scoring.compiled_score import Score, compile_score
 from detector.scoring.thresholds import Calibration
@@ -117,15 +118,15 @@ def defence_of(bundle: Bundle, network: GatedNet, clean: ImageSet, rate: float |
     # Where each class has its own threshold, scores are moved so that one threshold serves all.
     moved = threshold - calibration.thresholds(rate, len(bundle.manifest.network.classes))
     moved_in_torch = torch.from_numpy(moved)
-    features = bundle.features(network.layers)
+    features = bundle.features(network)
     columns, columns_in_torch = features.of, torch_features(features)
     score = compile_score(classifier)
 
     def see_with(surrogate: Surrogate) -> Callable[[Tensor], Seen]:
         def see(images: Tensor) -> Seen:
             logits, readings = network.trace(images)
-            gates = torch.cat([reading.logits for reading in readings.values()], dim=1)
-            scores = surrogate.score(columns_in_torch(logits, gates))
+            gates = logits_of(readings)
+            scores = surrogate.score(columns_in_torch(logits, gates, inputs_of(readings)))
             return Seen(logits, scores + moved_in_torch.to(scores)[logits.argmax(dim=1)], gates)
 
         return see
@@ -200,7 +201,7 @@ def _imitated(
 
     def trace(images: Tensor) -> Trace:
         logits, readings = network.trace(images)
-        gates = torch.cat([reading.logits for reading in readings.values()], dim=1)
+        gates = logits_of(readings)
         return Trace(logits, gates, torch.cat([logits, gates], dim=1))
 
     rows, scores, sources = [], [], []

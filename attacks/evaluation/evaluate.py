@@ -23,7 +23,6 @@ from detector.bundle import Bundle
 from detector.datasets import ImageSet, Splits
 from detector.errors import ArtifactError
 from detector.network.decouple import GatedNet
-from detector.paths.encoder import Floats
 from detector.paths.features import ALL, FEATURES, kinds_named, name_of
 from detector.scoring.compiled_score import compile_score
 from detector.scoring.fitting import CLASSIFIER
@@ -87,7 +86,7 @@ def evaluate_bundle(
     methods: list[Baseline] = [ours, *run, *fewer]
     log.info("images pass the network")
     material = gather(network, splits, store, [ours, *run], protocol, seed, foreign, adaptive)
-    served = _served(bundle, network, classes)
+    served = _served(bundle, network)
     judge = Judge(material, protocol, served, seed)
     log.info("tables: attacks left out")
     unseen = judge.unseen_sheet(methods)
@@ -144,14 +143,10 @@ def evaluate_bundle(
     return Evaluation(facts, notes, sheets, judge.curves(), material.norms, matrix, withstood)
 
 
-def _served(bundle: Bundle, network: GatedNet, classes: int) -> Served:
+def _served(bundle: Bundle, network: GatedNet) -> Served:
     """The bundle's own classifier and calibration."""
-    info, features = bundle.detector_info(), bundle.features(network.layers)
-
-    def columns(rows: Floats) -> Floats:
-        return features.side_by_side(rows[:, :classes], rows[:, classes:])
-
-    score = behind(columns, compile_score(bundle.classifier()))
+    info, features = bundle.detector_info(), bundle.features(network)
+    score = behind(features.of_rows, compile_score(bundle.classifier()))
     name = f"{info.classifier or CLASSIFIER} on {name_of(features.kinds)}"
     return Served(score, bundle.calibration(), info.recipes, name)
 

@@ -7,9 +7,8 @@ from torch import Tensor
 
 from detector.baselines.baseline import Observed, behind
 from detector.network.decouple import GatedNet
-from detector.paths.encoder import Evidence, Floats, encode
-from detector.paths.features import features_named, rows_of
-from detector.paths.path_encoding import PathEncoding
+from detector.paths.encoder import Floats, encode
+from detector.paths.features import EvidenceShape, features_named, rows_of
 from detector.scoring.classifier import FalseAlarmClassifier
 from detector.scoring.compiled_score import Score, compile_score
 from detector.scoring.fitting import fit_classifier
@@ -53,30 +52,24 @@ class PathDetector:
         self._benign = benign
 
     def observe(self, images: Tensor) -> Floats:
-        """Class logits and gate logits."""
+        """Class logits, gate logits and gate inputs."""
         return rows_of(encode(self._network, images))
 
     def fit(self, clean: Observed, attacked: Mapping[str, Observed]) -> Score:
         """Learn what is usual, then fit the classifier."""
-        features = features_named(self._features, self._classes, self._network.layers).fit(clean.rows)
+        shape = EvidenceShape(self._classes, self._network.layers, self._network.reads)
+        features = features_named(self._features, shape).fit(clean.rows)
 
-        def columns(rows: Floats) -> Floats:
-            return features.side_by_side(rows[:, : self._classes], rows[:, self._classes :])
+        def sample(seen: Observed) -> Sample:
+            return Sample(shape.evidence(seen.rows), seen.ids)
 
+        columns = {name: features.of_rows(part.rows) for name, part in attacked.items()}
         beyond: dict[str, Floats] = {}
         if self._overshoot:
-            usual = self._sample(clean)
             beyond = {
-                name: features.of(overshot(usual, self._sample(part), self._seed).evidence)
+                name: features.of(overshot(sample(clean), sample(part), self._seed).evidence)
                 for name, part in attacked.items()
             }
-        fitted = fit_classifier(
-            self._classifier, columns(clean.rows), {name: columns(part.rows) for name, part in attacked.items()},
-            self._seed, beyond, {name: features.of(sample.evidence) for name, sample in self._benign.items()},
-        )  # fmt: skip
-        return behind(columns, compile_score(FalseAlarmClassifier.around(fitted, 0.05)))
-
-    def _sample(self, seen: Observed) -> Sample:
-        gates = seen.rows[:, self._classes :]
-        path = PathEncoding(gates > 0, self._network.layers)
-        return Sample(Evidence(seen.rows[:, : self._classes], gates, path), seen.ids)
+        passing = {name: features.of(sample.evidence) for name, sample in self._benign.items()}
+        fitted = fit_classifier(self._classifier, features.of_rows(clean.rows), columns, self._seed, beyond, passing)
+        return behind(features.of_rows, compile_score(FalseAlarmClassifier.around(fitted, 0.05)))

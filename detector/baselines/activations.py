@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from detector.baselines.torch_score import Trace
 from detector.errors import RequestError
 from detector.network.decouple import GatedNet
+from detector.network.gates import logits_of
 from detector.paths.encoder import Floats
 
 HEAD = "head"
@@ -78,7 +79,7 @@ class ActivationReader:
         seen: dict[str, Tensor] = {}
         with self._watching(seen):
             logits, readings = self._network.trace(images)
-        return logits, torch.cat([reading.logits for reading in readings.values()], dim=1), seen
+        return logits, logits_of(readings), seen
 
     @contextmanager
     def _watching(self, seen: dict[str, Tensor]) -> Iterator[None]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from detector.baselines.baseline import Observed
 from detector.baselines.torch_score import TorchScore, Trace
 from detector.network.decouple import GatedNet
+from detector.network.gates import logits_of
 from detector.paths.encoder import Floats
 
 # Their setting for CIFAR-10: bit_depth_5, median_filter_2_2, non_local_means_color_13_3_2.
@@ -46,7 +47,7 @@ class FeatureSqueezing:
             (self._network(squeezed).softmax(dim=1) - plain).abs().sum(dim=1)
             for squeezed in (fewer + through, median_filtered(images), denoised + through)
         ]
-        gates = torch.cat([reading.logits for reading in readings.values()], dim=1)
+        gates = logits_of(readings)
         return Trace(logits, gates, torch.stack(moved, dim=1))
 
     def fit(self, clean: Observed, attacked: Mapping[str, Observed]) -> TorchScore:  # noqa: ARG002

@@ -25,7 +25,7 @@ from detector.engines.together import choose_together, report
 from detector.errors import EngineError, RequestError
 from detector.images import ImageSpec, Pixels
 from detector.network.decouple import GatedNet
-from detector.paths.encoder import Evidence
+from detector.paths.encoder import Evidence, Floats
 from detector.paths.path_encoding import Bits
 from detector.scoring.compiled_score import FoldedScore
 from detector.scoring.thresholds import Scores
@@ -60,6 +60,7 @@ class Agreement:
         wrong_bits: path bits that differ elsewhere.
         logit_error: largest difference of a class logit among images of equal paths; of logits beyond 1, relative to
             the image's largest.
+        input_error: likewise, of what a gate read.
         labels: share of equal labels, in [0, 1]; 1 without images.
     """
 
@@ -67,12 +68,13 @@ class Agreement:
     unsure_bits: int
     wrong_bits: int
     logit_error: float
+    input_error: float
     labels: float
 
     @property
     def exact(self) -> bool:
         """Whether the engine may serve in the place of the masked network."""
-        return self.wrong_bits == 0 and self.logit_error <= LOGIT_TOLERANCE
+        return self.wrong_bits == 0 and max(self.logit_error, self.input_error) <= LOGIT_TOLERANCE
 
 
 def agreement_of(found: Evidence, expected: Evidence) -> Agreement:
@@ -82,16 +84,21 @@ def agreement_of(found: Evidence, expected: Evidence) -> Agreement:
     unsure = differ & (np.abs(expected.gate_logits) <= GATE_TOLERANCE)
     excused = np.logical_or.accumulate(unsure, axis=1)
     same = ~differ.any(axis=1)
-    error = np.abs(found.class_logits - expected.class_logits)[same]
-    scale = np.maximum(1.0, np.abs(expected.class_logits[same]).max(axis=1, keepdims=True)) if same.any() else 1.0
     equal = found.class_logits.argmax(axis=1) == expected.class_logits.argmax(axis=1)
     return Agreement(
         images=len(found),
         unsure_bits=int((differ & excused).sum()),
         wrong_bits=int((differ & ~excused).sum()),
-        logit_error=float((error / scale).max(initial=0.0)),
+        logit_error=_error(found.class_logits[same], expected.class_logits[same]),
+        input_error=_error(found.inputs.means[same], expected.inputs.means[same]),
         labels=float(equal.mean()) if len(equal) else 1.0,
     )
+
+
+def _error(found: Floats, expected: Floats) -> float:
+    """The largest difference; of an image whose largest number is beyond 1, relative to that."""
+    scale = np.maximum(1.0, np.abs(expected).max(axis=1, keepdims=True, initial=0.0))
+    return float((np.abs(found - expected) / scale).max(initial=0.0))
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from detector.engines.program import (
 )
 from detector.images import Pixels
 from detector.paths.encoder import Evidence
+from detector.paths.gate_inputs import GateInputs
 from detector.paths.path_encoding import Bits, PathEncoding
 
 Kept = npt.NDArray[np.intp]
@@ -84,6 +85,7 @@ def _cut(step: Step, program: Program, kept: dict[int, Kept]) -> Step:
             arrays["weights"] = np.ascontiguousarray(arrays["weights"][:, kept[step.input]])
     elif step.kind == GATE and step.input in kept:
         arrays["squeeze"] = np.ascontiguousarray(arrays["squeeze"][kept[step.input]])
+        arrays["kept"] = kept[step.input].astype(np.int32)
     elif step.kind == LINEAR and step.input in kept:
         shape = program.maps[step.input]
         weights = arrays["weights"].reshape(-1, shape.channels, shape.pixels)[:, kept[step.input]]
@@ -128,10 +130,13 @@ class CheckedEngine:
 
 def _replaced(answers: Answers, places: npt.NDArray[np.intp], right: Answers) -> Answers:
     old, new = answers.evidence, right.evidence
-    class_logits, gate_logits, bits = old.class_logits.copy(), old.gate_logits.copy(), old.path.bits.copy()
-    class_logits[places], gate_logits[places], bits[places] = new.class_logits, new.gate_logits, new.path.bits
+    class_logits, gate_logits = old.class_logits.copy(), old.gate_logits.copy()
+    bits, means = old.path.bits.copy(), old.inputs.means.copy()
+    class_logits[places], gate_logits[places] = new.class_logits, new.gate_logits
+    bits[places], means[places] = new.path.bits, new.inputs.means
     scores = None
     if answers.scores is not None and right.scores is not None:
         scores = answers.scores.copy()
         scores[places] = right.scores
-    return Answers(Evidence(class_logits, gate_logits, PathEncoding(bits, old.path.layers)), scores)
+    path, inputs = PathEncoding(bits, old.path.layers), GateInputs(means, old.inputs.reads)
+    return Answers(Evidence(class_logits, gate_logits, path, inputs), scores)

@@ -24,7 +24,9 @@ from detector.engines.engine import Answers
 from detector.errors import EngineError
 from detector.images import ImageSpec, Pixels
 from detector.network.decouple import GatedNet
+from detector.network.gates import inputs_of, logits_of
 from detector.paths.encoder import Evidence
+from detector.paths.gate_inputs import GateInputs
 from detector.paths.path_encoding import PathEncoding
 from detector.scoring.compiled_score import FoldedScore
 from detector.scoring.sums import TorchSums
@@ -105,7 +107,7 @@ class CudaEngine:
         device = device_of(network)
         if record is cuda_graph and device.type != "cuda":
             raise EngineError(f"expected a network on an NVIDIA GPU, got one on {device}")
-        self._layers = network.layers
+        self._layers, self._reads = network.layers, network.reads
         self._scored = score is not None and _Answer.KINDS.issuperset(score.features.kinds)
         answer = _Answer(network, score if self._scored else None).to(device)
         buffers = [_Buffer.of(images, spec, device) for images in SIZES]
@@ -117,8 +119,9 @@ class CudaEngine:
         """As `Engine.answer`."""
         most = SIZES[-1]
         parts = [self._answer(pixels[start : start + most]) for start in range(0, max(len(pixels), 1), most)]
-        class_logits, gate_logits, *scores = (np.concatenate(part) for part in zip(*parts, strict=True))
-        evidence = Evidence(class_logits, gate_logits, PathEncoding(gate_logits > 0, self._layers))
+        class_logits, gate_logits, means, *scores = (np.concatenate(part) for part in zip(*parts, strict=True))
+        path, inputs = PathEncoding(gate_logits > 0, self._layers), GateInputs(means, self._reads)
+        evidence = Evidence(class_logits, gate_logits, path, inputs)
         return Answers(evidence, scores[0] if self._scored else None)
 
     def _answer(self, pixels: Pixels) -> list[npt.NDArray[Any]]:
@@ -137,9 +140,9 @@ _RECORDING = threading.Lock()
 
 
 class _Answer(nn.Module):
-    """Pixels -> class logits, gate logits and, with a score, scores."""
+    """Pixels -> class logits, gate logits, gate inputs and, with a score, scores."""
 
-    KINDS = frozenset(("bits", "gates", "margins"))
+    KINDS = frozenset(("bits", "gates", "inputs", "margins"))
 
     def __init__(self, network: GatedNet, score: FoldedScore | None) -> None:
         super().__init__()
@@ -150,13 +153,13 @@ class _Answer(nn.Module):
     def forward(self, pixels: Tensor) -> Outputs:
         """`uint8` `(images, height, width, channels)` -> `float32` `(images, ...)`; scores `float64`, `(images,)`."""
         class_logits, readings = self.network.trace(scaled(pixels))
-        gate_logits = torch.cat([reading.logits for reading in readings.values()], dim=1)
+        gate_logits, means = logits_of(readings), inputs_of(readings)
         if self.score is None:
-            return class_logits, gate_logits
-        columns = {"bits": gate_logits > 0, "gates": gate_logits, "margins": _margins(class_logits)}
+            return class_logits, gate_logits, means
+        columns = {"bits": gate_logits > 0, "gates": gate_logits, "inputs": means, "margins": _margins(class_logits)}
         # In float64, as scikit-learn sums.
         rows = torch.cat([columns[kind].double() for kind in self.kinds], dim=1)
-        return class_logits, gate_logits, self.score(rows)
+        return class_logits, gate_logits, means, self.score(rows)
 
 
 def _margins(class_logits: Tensor) -> Tensor:

@@ -20,13 +20,14 @@ from detector.errors import EngineError
 class Gate(Protocol):
     """A gate, for maps that hold open channels only."""
 
-    def __call__(self, tensor: Tensor, read: Tensor | None, gate_logits: Tensor) -> Tensor:
+    def __call__(self, tensor: Tensor, read: Tensor | None, gate_logits: Tensor, means: Tensor) -> Tensor:
         """The numbers of the filters that open, ascending, `int64`.
 
         Args:
             tensor: the map that the gate reads, `(1, channels, height, width)`.
             read: numbers of its channels, `int64`, `(channels,)`; None for all.
             gate_logits: of the whole path, `(filters,)`; the gate writes its own.
+            means: of all channels that gates read, `(channels read,)`; likewise, of open channels alone.
         """
 
 
@@ -99,14 +100,14 @@ class _CompiledGate:
         self._filters, self._first = step.numbers["filters"], step.numbers["gate"]
         self._room = self._filters + step.numbers["hidden"] // 2 + 1
 
-    def __call__(self, tensor: Tensor, read: Tensor | None, gate_logits: Tensor) -> Tensor:
+    def __call__(self, tensor: Tensor, read: Tensor | None, gate_logits: Tensor, means: Tensor) -> Tensor:
         tensor = tensor.contiguous()
         _, channels, height, width = tensor.shape
         numbers = torch.empty(self._room, dtype=torch.int64)  # behind them lie the gate's units
         opened = numbers.data_ptr()
         count = self._call(
             self._pointer, tensor.data_ptr(), None if read is None else read.data_ptr(), channels, height * width,
-            opened + 8 * self._filters, gate_logits.data_ptr() + 4 * self._first, opened,
+            opened + 8 * self._filters, gate_logits.data_ptr() + 4 * self._first, means.data_ptr(), opened,
         )  # fmt: skip
         return numbers[:count]
 
@@ -154,11 +155,16 @@ class _NumpyGate:
     def __init__(self, step: Step) -> None:
         self._arrays = step.arrays
         self._own = slice(step.numbers["gate"], step.numbers["gate"] + step.numbers["filters"])
+        self._reads = step.numbers["reads"]
 
-    def __call__(self, tensor: Tensor, read: Tensor | None, gate_logits: Tensor) -> Tensor:
+    def __call__(self, tensor: Tensor, read: Tensor | None, gate_logits: Tensor, means: Tensor) -> Tensor:
         arrays = self._arrays
         pooled = tensor.mean((2, 3))[0].numpy()
         squeeze = arrays["squeeze"] if read is None else arrays["squeeze"].take(read.numpy(), axis=0)
+        places = np.arange(len(squeeze)) if read is None else read.numpy()
+        if (kept := arrays.get("kept")) is not None:
+            places = kept[places]
+        means.numpy()[self._reads + places] = pooled
         units = pooled @ squeeze
         units += arrays["squeeze_biases"]
         logits = arrays["weights"] @ np.maximum(units, 0, out=units)

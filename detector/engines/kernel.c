@@ -42,9 +42,11 @@ struct step {
     int32_t rows;                    /* CONVOLVE: output rows at a time */
     int32_t count_padding;           /* MEAN_POOL: whether padded pixels count */
     int32_t together;                /* taken by all images of a group before any takes the next */
+    int32_t reads;                   /* GATE: the first of its channels among those that all gates read */
     const float *weights, *biases;   /* GATE: of the second layer */
     const float *squeeze, *squeeze_biases; /* GATE: of the first, transposed: (in, hidden) */
-    const int32_t *kept;             /* CONVOLVE: place of each filter in its layer; null where all are there */
+    const int32_t *kept;             /* CONVOLVE: place of each filter in its layer; GATE: of each channel in the whole
+                                        map; null where all are there */
 };
 
 /* Weighted sums of features, seven doubles more behind the weights; null for kinds of them that they do not read. See
@@ -63,6 +65,7 @@ struct score {
     const uint8_t *known;                  /* gate_fit: whether anything was learnt of the class, (classes) */
     const int32_t *widths;                 /* filters of each layer */
     const double *hidden, *hidden_offsets; /* of the sums of units, (units, sums) and (sums) */
+    const double *inputs;                  /* of the means of channels that gates read */
     int32_t layers;
     int32_t sums, benign;
     int32_t units;                         /* of the hidden layer; 0 for none */
@@ -72,6 +75,7 @@ struct program {
     const struct map *maps;
     const struct step *steps;
     int32_t steps_count, classes, filters, result; /* `result`: the map of class logits */
+    int32_t reads;                   /* channels that all gates read */
     int64_t marks;                   /* bytes of marks */
     int64_t scratch;                 /* floats of the arena before the scratch space */
     const struct score *score;       /* null for none */
@@ -80,7 +84,7 @@ struct program {
 };
 
 /* Counted up where a struct or an argument changes its meaning; as in detector/engines/library.py. */
-#define VERSION 6
+#define VERSION 7
 
 /* What Python is held against before it calls: VERSION, then the sizes of map, step, score and program. */
 const int64_t *pathguard_layout(void)
@@ -169,6 +173,7 @@ struct state {
     float *arena, *own;
     uint8_t *marks;
     float *logits; /* of the gates */
+    float *means;  /* of the channels that gates read; 0 for closed ones */
     uint8_t *bits;
     const float **pointers; /* room for the channels of the widest map */
     int32_t *numbers;       /* the same, twice */
@@ -346,10 +351,11 @@ static void excite(const struct step *step, float *units, float *logits)
         logits[f] = step->biases[f] + best.dot(units, step->weights + (int64_t)f * step->hidden, step->hidden);
 }
 
-/* Its first layer: what channel `c`, of `size` pixels, adds to the units. */
-static void squeeze(const struct step *step, int64_t c, const float *pixels, int64_t size, float *units)
+/* Its first layer: what channel `c`, of `size` pixels, adds to the units; writes the channel's mean. */
+static void squeeze(const struct step *step, int64_t c, const float *pixels, int64_t size, float *units, float *means)
 {
     const float pooled = best.sum(pixels, size) / size;
+    means[step->reads + (step->kept ? step->kept[c] : c)] = pooled;
     const float *row = step->squeeze + c * step->hidden;
     for (int h = 0; h < step->hidden; h++) units[h] += pooled * row[h];
 }
@@ -362,20 +368,21 @@ static void gate(const struct state *s, const struct step *step)
     float *units = s->arena + s->program->scratch, *logits = s->logits + step->gate;
     memcpy(units, step->squeeze_biases, 4 * step->hidden);
     for (int c = 0; c < in->channels; c++)
-        if (open[c]) squeeze(step, c, data_of(s, in) + c * size, size, units);
+        if (open[c]) squeeze(step, c, data_of(s, in) + c * size, size, units, s->means);
     excite(step, units, logits);
     for (int f = 0; f < step->filters; f++) s->bits[step->gate + f] = logits[f] > 0;
 }
 
 /* For an engine whose convolutions are another library's, and whose maps hold open channels only: what a gate says of
  * one image. `read` are the numbers of the `channels` channels of `input`, null for all; `units` is room for the hidden
- * ones. Writes the numbers of the open filters, in ascending order, and says how many they are. */
+ * ones. Writes the channels' means, which are zero before, and the numbers of the open filters, in ascending order, and
+ * says how many they are. */
 int32_t pathguard_gate(const struct step *step, const float *input, const int64_t *read, int32_t channels, int64_t size,
-                       float *units, float *logits, int64_t *opened)
+                       float *units, float *logits, float *means, int64_t *opened)
 {
     int32_t count = 0;
     memcpy(units, step->squeeze_biases, 4 * step->hidden);
-    for (int c = 0; c < channels; c++) squeeze(step, read ? read[c] : c, input + c * size, size, units);
+    for (int c = 0; c < channels; c++) squeeze(step, read ? read[c] : c, input + c * size, size, units, means);
     excite(step, units, logits);
     for (int f = 0; f < step->filters; f++)
         if (logits[f] > 0) opened[count++] = f;
@@ -608,7 +615,7 @@ static double together(const double *sums, int count, int first)
     return largest + log(total + (first ? exp(-largest) : 0));
 }
 
-static double score_of(const struct program *p, const float *class_logits, const float *gate_logits,
+static double score_of(const struct program *p, const float *class_logits, const float *gate_logits, const float *means,
                        const uint8_t *bits, float *room)
 {
     const struct score *score = p->score;
@@ -627,6 +634,10 @@ static double score_of(const struct program *p, const float *class_logits, const
     if (score->logits) {
         for (int f = 0; f < filters; f++) values[f] = gate_logits[f];
         best.weigh(sums, first, score->logits, NULL, values, filters);
+    }
+    if (score->inputs) {
+        for (int c = 0; c < p->reads; c++) values[c] = means[c];
+        best.weigh(sums, first, score->inputs, NULL, values, p->reads);
     }
     if (score->margins || score->doubts) {
         float *ordered = (float *)(values + classes);
@@ -657,11 +668,11 @@ static double score_of(const struct program *p, const float *class_logits, const
 
 /* Scores what an engine says about `images` images; `room` as pathguard_run's scratch space. */
 void pathguard_score(const struct program *p, int64_t images, const float *class_logits, const float *gate_logits,
-                     const uint8_t *bits, double *room, double *scores)
+                     const float *means, const uint8_t *bits, double *room, double *scores)
 {
     for (int64_t i = 0; i < images; i++)
-        scores[i] = score_of(p, class_logits + i * p->classes, gate_logits + i * p->filters, bits + i * p->filters,
-                             (float *)room);
+        scores[i] = score_of(p, class_logits + i * p->classes, gate_logits + i * p->filters, means + i * p->reads,
+                             bits + i * p->filters, (float *)room);
 }
 
 static int64_t now(void)
@@ -690,8 +701,8 @@ static void take(const struct state *states, int images, const struct step *step
 /* Answers `images` images, `(images, height, width, channels)` of bytes; adds what each step took to `nanoseconds`,
  * null for nowhere. 0, or 1 where memory ran out. */
 int pathguard_run(const struct program *p, int64_t images, int64_t image_bytes, int32_t widest, const uint8_t *pixels,
-                  float *arena, float *class_logits, float *gate_logits, uint8_t *bits, double *scores,
-                  int64_t *nanoseconds)
+                  float *arena, float *class_logits, float *gate_logits, float *means, uint8_t *bits,
+                  double *scores, int64_t *nanoseconds)
 {
     const int group = images < p->group ? (int)images : (int)p->group;
     uint8_t *marks = malloc(group * p->marks + 1);
@@ -699,12 +710,13 @@ int pathguard_run(const struct program *p, int64_t images, int64_t image_bytes, 
     int32_t *numbers = malloc(2 * (group + 1) * (widest + 1) * sizeof *numbers);
     struct state *states = malloc((group + 1) * sizeof *states);
     const int failed = !(marks && pointers && numbers && states);
+    if (!failed) memset(means, 0, images * p->reads * sizeof *means);
     for (int64_t first = 0; first < images && !failed; first += group) {
         const int count = images - first < group ? (int)(images - first) : group;
         for (int i = 0; i < count; i++)
             states[i] = (struct state){
                 p, pixels + (first + i) * image_bytes, arena, arena + p->own + i * p->own_size, marks + i * p->marks,
-                gate_logits + (first + i) * p->filters, bits + (first + i) * p->filters, pointers,
+                gate_logits + (first + i) * p->filters, means + (first + i) * p->reads, bits + (first + i) * p->filters, pointers,
                 numbers + 2 * i * (widest + 1),
             };
         for (int k = 0, end; k < p->steps_count; k = end) {
@@ -721,7 +733,9 @@ int pathguard_run(const struct program *p, int64_t images, int64_t image_bytes, 
         for (int i = 0; i < count; i++) {
             float *logits = class_logits + (first + i) * p->classes;
             memcpy(logits, data_of(states + i, map_of(states + i, p->result)), 4 * p->classes);
-            if (scores) scores[first + i] = score_of(p, logits, states[i].logits, states[i].bits, arena + p->scratch);
+            if (scores)
+                scores[first + i] =
+                    score_of(p, logits, states[i].logits, states[i].means, states[i].bits, arena + p->scratch);
         }
     }
     free(marks), free(pointers), free(numbers), free(states);

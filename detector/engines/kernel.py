@@ -22,6 +22,7 @@ from detector.engines.program import ALIGNMENT, CONVOLVE, GATE, MAX_POOL, MEAN_P
 from detector.errors import ImageError
 from detector.images import Pixels
 from detector.paths.encoder import Evidence
+from detector.paths.gate_inputs import GateInputs
 from detector.paths.path_encoding import PathEncoding
 from detector.scoring.compiled_score import FoldedScore
 
@@ -106,25 +107,29 @@ class KernelEngine:
             )
         pixels = np.ascontiguousarray(pixels)
         count = len(pixels)
-        class_logits, gate_logits, bits, scores = self._room(count)
+        class_logits, gate_logits, means, bits, scores = self._room(count)
         if self._threads is None or count < 2:
-            self._answer(self._alone if count < 2 else self._batches, pixels, class_logits, gate_logits, bits, scores)
+            walk = self._alone if count < 2 else self._batches
+            self._answer(walk, pixels, class_logits, gate_logits, means, bits, scores)
         else:
 
             def run(part: slice) -> None:
                 own_scores = None if scores is None else scores[part]
-                own = class_logits[part], gate_logits[part], bits[part]
+                own = class_logits[part], gate_logits[part], means[part], bits[part]
                 self._answer(self._batches, pixels[part], *own, own_scores)
 
             ends = np.linspace(0, count, min(self._parts, count) + 1).astype(int).tolist()
             list(self._threads.map(run, [slice(begin, end) for begin, end in pairwise(ends)]))
-        return Answers(Evidence(class_logits, gate_logits, PathEncoding(bits, self._program.layers)), scores)
+        path, inputs = PathEncoding(bits, self._program.layers), GateInputs(means, self._program.reads)
+        return Answers(Evidence(class_logits, gate_logits, path, inputs), scores)
 
     def _room(self, count: int) -> "_Room":
-        classes, filters = self._program.classes, self._program.filters
+        program = self._program
+        class_logits, gate_logits, means = (
+            np.empty((count, width), np.float32) for width in (program.classes, program.filters, program.channels_read)
+        )
         scores = np.empty(count, np.float64) if self._score is not None else None
-        logits = np.empty((count, classes), np.float32), np.empty((count, filters), np.float32)
-        return *logits, np.empty((count, filters), np.bool_), scores
+        return class_logits, gate_logits, means, np.empty((count, program.filters), np.bool_), scores
 
     def _answer(
         self,
@@ -132,6 +137,7 @@ class KernelEngine:
         pixels: Pixels,
         class_logits: npt.NDArray[np.float32],
         gate_logits: npt.NDArray[np.float32],
+        means: npt.NDArray[np.float32],
         bits: npt.NDArray[np.bool_],
         scores: npt.NDArray[np.float64] | None,
         nanoseconds: npt.NDArray[np.int64] | None = None,
@@ -140,7 +146,7 @@ class KernelEngine:
         with walk.arena() as arena:
             failed = self._run(
                 walk.layout, len(pixels), self._image_bytes, self._widest, pixels.ctypes.data, arena.ctypes.data,
-                class_logits.ctypes.data, gate_logits.ctypes.data, bits.ctypes.data,
+                class_logits.ctypes.data, gate_logits.ctypes.data, means.ctypes.data, bits.ctypes.data,
                 None if scores is None else scores.ctypes.data,
                 None if nanoseconds is None else nanoseconds.ctypes.data,
             )  # fmt: skip
@@ -148,7 +154,8 @@ class KernelEngine:
             raise MemoryError("expected room for the marks of a path, got none")
 
 
-_Room = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.bool_], npt.NDArray[np.float64] | None]
+_Floats = npt.NDArray[np.float32]
+_Room = tuple[_Floats, _Floats, _Floats, npt.NDArray[np.bool_], npt.NDArray[np.float64] | None]
 
 
 class _Walk:
@@ -187,7 +194,8 @@ class _Walk:
         behind = -(-(floats + scratch) // ALIGNMENT) * ALIGNMENT
         self._layout = ProgramLayout(
             maps=ctypes.addressof(self._maps), steps=ctypes.addressof(self._steps), steps_count=len(program.steps),
-            classes=program.classes, filters=program.filters, result=program.result, marks=marks, scratch=floats,
+            classes=program.classes, filters=program.filters, result=program.result, reads=program.channels_read,
+            marks=marks, scratch=floats,
             score=None if score is None else ctypes.addressof(score.layout),
             own=behind, own_size=own_floats, group=group,
         )  # fmt: skip

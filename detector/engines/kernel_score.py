@@ -26,23 +26,24 @@ class KernelScore:
         self._library = library()
         self._arrays = _score_arrays(score)  # kept: the library reads them where they lie
         pointers = {name: array.ctypes.data for name, array in self._arrays.items()}
-        layers = score.features.layers
+        shape = score.features.shape
+        filters, reads = sum(shape.layers.values()), sum(shape.reads.values())
         sums = score.sums
         self.layout = ScoreLayout(
-            layers=len(layers), sums=sums.count, benign=sums.benign,
+            layers=len(shape.layers), sums=sums.count, benign=sums.benign,
             units=0 if sums.hidden is None else len(sums.offsets), **pointers,
         )  # fmt: skip
         self._program = ProgramLayout(
-            classes=score.features.classes, filters=sum(layers.values()), score=ctypes.addressof(self.layout)
+            classes=shape.classes, filters=filters, reads=reads, score=ctypes.addressof(self.layout)
         )
-        # Of likelihoods in double precision and one layer twice, or of filters in double precision and their numbers.
-        self.room = max(4 * score.features.classes + 2 * max(layers.values()), 3 * sum(layers.values()))
+        # In double precision: of likelihoods, with one layer twice; of filters, with their numbers; of gate inputs.
+        self.room = max(4 * shape.classes + 2 * max(shape.layers.values()), 3 * filters, 2 * reads)
 
     def __call__(self, evidence: Evidence) -> Scores:
         """The score of each image, `(images,)`."""
         scores = np.empty(len(evidence), np.float64)
         room = np.empty(self.room // 2 + 1, np.float64)
-        arrays = (evidence.class_logits, evidence.gate_logits, evidence.path.bits)
+        arrays = (evidence.class_logits, evidence.gate_logits, evidence.inputs.means, evidence.path.bits)
         kept = [np.ascontiguousarray(array) for array in arrays]
         self._library.pathguard_score(
             ctypes.byref(self._program), len(evidence), *(array.ctypes.data for array in kept), room.ctypes.data,
@@ -53,13 +54,13 @@ class KernelScore:
 
 def _score_arrays(score: FoldedScore) -> dict[str, npt.NDArray[Any]]:
     """The arrays of `struct score`, by field."""
-    names = {"bits": "bits", "gates": "logits", "margins": "margins", "doubts": "doubts"}
+    names = {"bits": "bits", "gates": "logits", "inputs": "inputs", "margins": "margins", "doubts": "doubts"}
     names |= {"path-likelihoods": "path_fit", "gate-likelihoods": "gate_fit"}
     weights = score.weights
     if not names.keys() >= weights.keys():
         raise EngineError(f"expected features of {', '.join(names)}, got {', '.join(weights)}")
     arrays: dict[str, npt.NDArray[Any]] = {names[kind]: _overread(of) for kind, of in weights.items()}
-    layers, learnt = score.features.layers, score.features.learnt_
+    layers, learnt = score.features.shape.layers, score.features.learnt_
     arrays["offsets"] = np.ascontiguousarray(score.sums.offsets)
     if (hidden := score.sums.hidden) is not None:
         arrays |= {"hidden": _overread(hidden.weights), "hidden_offsets": np.ascontiguousarray(hidden.offsets)}

@@ -16,7 +16,7 @@ from detector.errors import EngineError
 
 LIBRARY = "detector.engines._kernel"
 # As in kernel.c.
-VERSION = 6
+VERSION = 7
 
 
 class MapLayout(ctypes.Structure):
@@ -40,7 +40,7 @@ class StepLayout(ctypes.Structure):
             (name, ctypes.c_int32)
             for name in (
                 "kind", "input", "other", "out", "gate", "filters", "relu_before", "relu_after", "kernel_h", "kernel_w",
-                "stride", "padding", "hidden", "rows", "count_padding", "together",
+                "stride", "padding", "hidden", "rows", "count_padding", "together", "reads",
             )
         ),
         *((name, ctypes.c_void_p) for name in ("weights", "biases", "squeeze", "squeeze_biases", "kept")),
@@ -55,7 +55,7 @@ class ScoreLayout(ctypes.Structure):
             (name, ctypes.c_void_p)
             for name in (
                 "offsets", "bits", "logits", "margins", "doubts", "path_fit", "gate_fit", "odds", "closed", "centre",
-                "whitening", "means", "known", "widths", "hidden", "hidden_offsets",
+                "whitening", "means", "known", "widths", "hidden", "hidden_offsets", "inputs",
             )
         ),
         ("layers", ctypes.c_int32),
@@ -75,6 +75,7 @@ class ProgramLayout(ctypes.Structure):
         ("classes", ctypes.c_int32),
         ("filters", ctypes.c_int32),
         ("result", ctypes.c_int32),
+        ("reads", ctypes.c_int32),
         ("marks", ctypes.c_int64),
         ("scratch", ctypes.c_int64),
         ("score", ctypes.c_void_p),
@@ -125,13 +126,13 @@ def library() -> Any:
     loaded.pathguard_use.argtypes, loaded.pathguard_use.restype = [ctypes.c_char_p], ctypes.c_char_p
     loaded.pathguard_run.restype = ctypes.c_int
     loaded.pathguard_run.argtypes = [
-        ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int32, *[ctypes.c_void_p] * 7,
+        ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int32, *[ctypes.c_void_p] * 8,
     ]  # fmt: skip
     loaded.pathguard_score.restype = None
-    loaded.pathguard_score.argtypes = [ctypes.c_void_p, ctypes.c_int64, *[ctypes.c_void_p] * 5]
+    loaded.pathguard_score.argtypes = [ctypes.c_void_p, ctypes.c_int64, *[ctypes.c_void_p] * 6]
     loaded.pathguard_gate.restype = ctypes.c_int32
     loaded.pathguard_gate.argtypes = [
-        *[ctypes.c_void_p] * 3, ctypes.c_int32, ctypes.c_int64, *[ctypes.c_void_p] * 3,
+        *[ctypes.c_void_p] * 3, ctypes.c_int32, ctypes.c_int64, *[ctypes.c_void_p] * 4,
     ]  # fmt: skip
     loaded.pathguard_cut.restype = None
     loaded.pathguard_cut.argtypes = [

@@ -18,6 +18,7 @@ from detector.engines.program import Program, Step
 from detector.errors import EngineError
 from detector.images import Pixels
 from detector.paths.encoder import Evidence
+from detector.paths.gate_inputs import GateInputs
 from detector.paths.path_encoding import PathEncoding
 from detector.scoring.compiled_score import FoldedScore
 
@@ -49,7 +50,7 @@ class OnnxEngine:
             ) from None
         except Exception as error:
             raise _broken(error) from error
-        in_graph = score is not None and {"bits", "gates", "margins"}.issuperset(score.features.kinds)
+        in_graph = score is not None and {"bits", "gates", "inputs", "margins"}.issuperset(score.features.kinds)
         content = onnx_graph(program, score if in_graph else None)
         try:
             options = onnxruntime.SessionOptions()
@@ -57,7 +58,7 @@ class OnnxEngine:
             self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise _broken(error) from error
-        self._layers = program.layers
+        self._layers, self._reads = program.layers, program.reads
 
     def answer(self, pixels: Pixels) -> Answers:
         """As `Engine.answer`.
@@ -66,16 +67,15 @@ class OnnxEngine:
             EngineError: ONNX Runtime does not work.
         """
         try:
-            class_logits, gate_logits, bits, *scores = self._session.run(None, {"pixels": pixels})
+            class_logits, gate_logits, means, bits, *scores = self._session.run(None, {"pixels": pixels})
         except Exception as error:
             raise _broken(error) from error
-        return Answers(
-            Evidence(class_logits, gate_logits, PathEncoding(bits, self._layers)), scores[0] if scores else None
-        )
+        path, inputs = PathEncoding(bits, self._layers), GateInputs(means, self._reads)
+        return Answers(Evidence(class_logits, gate_logits, path, inputs), scores[0] if scores else None)
 
 
 def onnx_graph(program: Program, score: FoldedScore | None = None) -> bytes:
-    """`program` as an ONNX model: `pixels` in; `class_logits`, `gate_logits`, `bits` and, with a score, `scores` out.
+    """`program` as an ONNX model of `pixels`: `class_logits`, `gate_logits`, `gate_inputs`, `bits`, perhaps `scores`.
 
     Raises:
         EngineError: onnx is not installed, or does not work.
@@ -95,6 +95,7 @@ def onnx_graph(program: Program, score: FoldedScore | None = None) -> bytes:
     outputs = [
         onnx.helper.make_tensor_value_info("class_logits", types.FLOAT, ["images", program.classes]),
         onnx.helper.make_tensor_value_info("gate_logits", types.FLOAT, ["images", program.filters]),
+        onnx.helper.make_tensor_value_info("gate_inputs", types.FLOAT, ["images", program.channels_read]),
         onnx.helper.make_tensor_value_info("bits", types.BOOL, ["images", program.filters]),
     ]
     if score is not None:
@@ -127,6 +128,7 @@ class _Writer:
         self._program = program
         self._names = (f"t{number}" for number in itertools.count())
         self._gates: dict[int, tuple[str, str]] = {}  # first bit -> names of the logits and of the bits
+        self._read: dict[int, str] = {}  # first channel read -> name of the means
         self._pooled: dict[int, str] = {}
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
@@ -219,22 +221,42 @@ class _Writer:
     def _gate(self, step: Step, source: str) -> None:
         if step.input not in self._pooled:
             self._pooled[step.input] = self.node("Flatten", [self.node("GlobalAveragePool", [source])], axis=1)
+        self._read[step.numbers["reads"]] = self._of_whole(self._pooled[step.input], step)
         squeeze = [self.constant(step.arrays[name]) for name in ("squeeze", "squeeze_biases")]
         units = self.node("Relu", [self.node("Gemm", [self._pooled[step.input], *squeeze])])
         excite = [self.constant(step.arrays[name]) for name in ("weights", "biases")]
         logits = self.node("Gemm", [units, *excite], transB=1)
         self._gates[step.numbers["gate"]] = logits, self.node("Greater", [logits, self.constant(0.0)])
 
+    def _of_whole(self, pooled: str, step: Step) -> str:
+        """The means of a gate's channels, with zeros in the place of those that a compacted network does without."""
+        if "kept" not in step.arrays:
+            return pooled
+        first = step.numbers["reads"]
+        starts = np.cumsum([0, *self._program.reads.values()]).tolist()
+        width = starts[starts.index(first) + 1] - first
+        kept = step.arrays["kept"]
+        places = np.full(width, len(kept))  # of the zero that is put behind them
+        places[kept] = np.arange(len(kept))
+        padded = self.node("Pad", [pooled, self.constant([0, 0, 0, 1], np.int64)])
+        return self.node("Gather", [padded, self.constant(places, np.int64)], axis=1)
+
     def write_outputs(self, score: FoldedScore | None) -> None:
         ordered = [self._gates[first] for first in sorted(self._gates)]
         self.node("Flatten", [f"map{self._program.result}"], "class_logits", axis=1)
         self.node("Concat", [logits for logits, _ in ordered], "gate_logits", axis=1)
+        self.node("Concat", [self._read[first] for first in sorted(self._read)], "gate_inputs", axis=1)
         self.node("Concat", [bits for _, bits in ordered], "bits", axis=1)
         if score is None:
             return
         # In float64, as scikit-learn sums.
         total = self.constant(score.sums.offsets[None], np.float64)
-        tensors = {"bits": lambda: "bits", "gates": lambda: "gate_logits", "margins": self._margins}
+        tensors = {
+            "bits": lambda: "bits",
+            "gates": lambda: "gate_logits",
+            "inputs": lambda: "gate_inputs",
+            "margins": self._margins,
+        }
         for kind, weights in score.weights.items():
             name = tensors[kind]()
             row = self.node("Cast", [name], to=self._onnx.TensorProto.DOUBLE)

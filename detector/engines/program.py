@@ -59,7 +59,8 @@ class Step:
         input: the map it reads.
         other: another one; -1 for none.
         numbers: by field.
-        arrays: by field; `float32`, but `kept`, `int32`: of a compacted convolution, its filters' places in the layer.
+        arrays: by field; `float32`, but `kept`, `int32`: of a compacted convolution, its filters' places in the layer;
+            of a gate that reads a compacted map, its channels' places in the whole one.
     """
 
     kind: int
@@ -79,17 +80,24 @@ class Program:
         steps: in order.
         result: the map of the class logits.
         layers: gate name -> its filters, in network order; all of them are bits of a path.
+        reads: gate name -> channels that it reads in the whole network, likewise.
     """
 
     maps: tuple[FeatureMap, ...]
     steps: tuple[Step, ...]
     result: int
     layers: Mapping[str, int]
+    reads: Mapping[str, int]
 
     @property
     def filters(self) -> int:
         """Bits of a path."""
         return sum(self.layers.values())
+
+    @property
+    def channels_read(self) -> int:
+        """Of all gates together, in the whole network."""
+        return sum(self.reads.values())
 
     @property
     def classes(self) -> int:
@@ -109,7 +117,7 @@ def program_of(network: GatedNet, spec: ImageSpec) -> Program:
     try:
         with torch.inference_mode():
             ShapeProp(graph).propagate(torch.zeros(1, spec.channels, spec.height, spec.width))
-        return _Lowering(graph, network.layers).run(spec)
+        return _Lowering(graph, network.layers, network.reads).run(spec)
     except EngineError:
         raise
     except Exception as error:  # a user's own network may do anything; the masked engine runs it as it is
@@ -120,14 +128,15 @@ def program_of(network: GatedNet, spec: ImageSpec) -> Program:
 class _Lowering:
     """One walk over the graph."""
 
-    def __init__(self, graph: fx.GraphModule, layers: Mapping[str, int]) -> None:
+    def __init__(self, graph: fx.GraphModule, layers: Mapping[str, int], reads: Mapping[str, int]) -> None:
         self._graph = graph
         self._modules = dict(graph.named_modules())
         self._maps: list[FeatureMap] = []
         self._steps: list[Step] = []
         self._of: dict[fx.Node, int] = {}  # node -> the map of its value
-        self._layers = dict(layers)
+        self._layers, self._reads = dict(layers), dict(reads)
         self._first_bit = [0, *np.cumsum(list(layers.values())).tolist()]
+        self._first_read = [0, *np.cumsum(list(reads.values())).tolist()]
 
     def run(self, spec: ImageSpec) -> Program:
         nodes = list(self._graph.graph.nodes)
@@ -148,7 +157,7 @@ class _Lowering:
                 and "tensor_meta" in node.meta
             ):
                 self._lower(node)
-        return Program(tuple(self._maps), tuple(self._steps), result, self._layers)
+        return Program(tuple(self._maps), tuple(self._steps), result, self._layers, self._reads)
 
     def _is_gate_or_part(self, node: fx.Node) -> bool:
         """Whether it is a gate, or takes one of the two values of one; those come with their convolution."""
@@ -271,6 +280,7 @@ class _Lowering:
                     "gate": self._first_bit[index],
                     "filters": gate.excite.out_features,
                     "hidden": gate.squeeze.out_features,
+                    "reads": self._first_read[index],
                 },
                 arrays={
                     "weights": _array(gate.excite.weight),

@@ -22,6 +22,7 @@ from detector.engines.engine import Answers
 from detector.engines.program import FeatureMap, Program, Step
 from detector.images import Pixels
 from detector.paths.encoder import Evidence
+from detector.paths.gate_inputs import GateInputs
 from detector.paths.path_encoding import PathEncoding
 
 
@@ -33,11 +34,12 @@ class _Value(NamedTuple):
 
 
 class _Image(NamedTuple):
-    """What is known of one image so far: maps by number, open filters by the first bit of their gate, gate logits."""
+    """What is known of an image: maps by number, open filters by their gate's first bit, what gates say and read."""
 
     values: dict[int, _Value]
     opened: dict[int, Tensor]
     gate_logits: Tensor
+    means: Tensor
 
 
 class SlicedEngine:
@@ -60,15 +62,17 @@ class SlicedEngine:
         """As `Engine.answer`."""
         class_logits = np.empty((len(pixels), self._program.classes), np.float32)
         gate_logits = torch.empty(len(pixels), self._program.filters)
+        means = torch.zeros(len(pixels), self._program.channels_read)
         with torch.inference_mode():
             for index in range(len(pixels)):
                 values = {self._image: _Value(to_tensor(pixels[index : index + 1], _CPU), None)}
-                image = _Image(values, {}, gate_logits[index])
+                image = _Image(values, {}, gate_logits[index], means[index])
                 for step in self._steps:
                     step(image)
                 class_logits[index] = values[self._program.result].tensor.reshape(-1).numpy()
         logits = gate_logits.numpy()
-        return Answers(Evidence(class_logits, logits, PathEncoding(logits > 0, self._program.layers)))
+        path, inputs = PathEncoding(logits > 0, self._program.layers), GateInputs(means.numpy(), self._program.reads)
+        return Answers(Evidence(class_logits, logits, path, inputs))
 
 
 _CPU = torch.device("cpu")
@@ -99,7 +103,7 @@ def _gate(step: Step, compiled: bool) -> Callable[[_Image], None]:
 
     def decide(image: _Image) -> None:
         value = image.values[source]
-        image.opened[first] = gate(value.tensor, value.open, image.gate_logits)
+        image.opened[first] = gate(value.tensor, value.open, image.gate_logits, image.means)
 
     return decide
 

@@ -29,6 +29,8 @@ UNUSUAL_SHARE = 0.05
 # Filters that are named and set right: the least usual of those in a state that fewer than half of the class have.
 NAMED_FILTERS = 10
 _HALF = math.log(2)
+# Kinds of features that have a column for each filter.
+_OF_FILTERS = ("bits", "gates")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ class LayerState:
         unusual: how many are in a state that fewer than `UNUSUAL_SHARE` of the predicted class's images have.
         surprise: of all its filters together, in nats.
         usual_surprise: the mean of that over images of the class, in nats.
-        part: what columns of this layer, those of its filters included, add to the score.
+        part: what its columns add to the score: of its filters, of the channels that its gate reads, of its path.
     """
 
     layer: str
@@ -177,7 +179,7 @@ class Explainer:
         self._contributions = contributions_of(self._classifier)
         self._score = compile_score(self._classifier)
         self._calibration = bundle.calibration()
-        self._features = bundle.features(self.network.layers)
+        self._features = bundle.features(self.network)
         self._columns = self._features.columns()
         self._corrector = Corrector(self.network, self.usual)
         self.max_false_alarm_rate = bundle.detector_info().max_false_alarm_rate
@@ -286,7 +288,7 @@ class Explainer:
                 others[column.kind] += part
                 continue
             of_layers[column.layer] += part
-            if column.place is not None:
+            if column.kind in _OF_FILTERS and column.place is not None:
                 of_filters[self._places[column.layer].start + column.place] += part
         return of_filters, of_layers, {**of_layers, **others}
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -50,4 +51,4 @@ class _Forced:
         states = self._states.to(reading.mask)
         mask = torch.where(states.isnan(), reading.mask, states)
         output, self._output = self._output * mask[:, :, None, None], torch.empty(0)
-        return output, GateReading(reading.logits, mask, reading.response)
+        return output, replace(reading, mask=mask)

@@ -61,6 +61,11 @@ class GatedNet(nn.Module):
         logits, readings = self.graph(images)
         return logits, dict(zip(self.layers, readings, strict=True))
 
+    @property
+    def reads(self) -> dict[str, int]:
+        """Gate name -> channels that the gate reads, in network order."""
+        return {name: gate.squeeze.in_features for name, gate in zip(self.layers, self.gates(), strict=True)}
+
     def gates(self) -> list[ChannelGate]:
         """The gates, in network order."""
         gates = self.graph.get_submodule("gates")

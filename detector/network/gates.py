@@ -6,7 +6,8 @@ can be switched back: the logits are batch-normalised, so that every gate depend
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import torch
@@ -22,11 +23,14 @@ class GateReading:
         mask: architecture encoding `z`, `(batch, channels)`: 0 or 1, or between the two for some images in training.
             Its gradient is the straight-through one, unless the gate is frozen.
         response: global average of the filters' output before gating, `(batch, channels)`; None outside training.
+        inputs: what the gate read, the mean of each channel of the convolution's input, `(batch, in_channels)`; None
+            of a mask that reads nothing.
     """
 
     logits: Tensor
     mask: Tensor
     response: Tensor | None = None
+    inputs: Tensor | None = None
 
 
 def saturating_sigmoid(logits: Tensor) -> Tensor:
@@ -75,10 +79,10 @@ class ChannelGate(nn.Module):
         pooled = features.mean(dim=(2, 3))
         logits = self.normalise(self.excite(torch.relu(self.squeeze(pooled))))
         if self.training:
-            return GateReading(logits, self._noisy_mask(logits))
+            return GateReading(logits, self._noisy_mask(logits), inputs=pooled)
         if self.frozen or not logits.requires_grad:
-            return GateReading(logits, (logits > 0).to(logits.dtype))
-        return GateReading(logits, round_straight_through(logits, saturating_sigmoid(logits)))
+            return GateReading(logits, (logits > 0).to(logits.dtype), inputs=pooled)
+        return GateReading(logits, round_straight_through(logits, saturating_sigmoid(logits)), inputs=pooled)
 
     def forward(self, features: Tensor, output: Tensor) -> tuple[Tensor, GateReading]:
         """Gate `output` by what `features` say.
@@ -93,7 +97,7 @@ class ChannelGate(nn.Module):
         reading = self.read(features)
         mask = reading.mask.to(output.dtype)[:, :, None, None]
         if self.training:
-            reading = GateReading(reading.logits, reading.mask, output.mean(dim=(2, 3)))
+            reading = replace(reading, response=output.mean(dim=(2, 3)))
         # Nothing else reads the output (see `decouple`), so that without gradients it can be masked where it lies.
         return (output * mask if torch.is_grad_enabled() else output.mul_(mask)), reading
 
@@ -104,6 +108,17 @@ class ChannelGate(nn.Module):
         soft = saturating_sigmoid(noisy)
         takes_hard = torch.rand(len(logits), 1, device=logits.device) < 0.5
         return torch.where(takes_hard, round_straight_through(noisy, soft), soft)
+
+
+def logits_of(readings: Mapping[str, GateReading]) -> Tensor:
+    """The gate logits of all gates side by side, `(batch, total channels)`."""
+    return torch.cat([reading.logits for reading in readings.values()], dim=1)
+
+
+def inputs_of(readings: Mapping[str, GateReading]) -> Tensor:
+    """What all gates read, side by side, `(batch, total channels read)`."""
+    read = [reading.inputs for reading in readings.values() if reading.inputs is not None]
+    return torch.cat(read, dim=1) if read else logits_of(readings)[:, :0]
 
 
 def offset_for(keep: float) -> float:

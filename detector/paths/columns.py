@@ -15,7 +15,8 @@ class Column:
     Attributes:
         kind: the features that it belongs to, in `detector.paths.features.FEATURES`.
         layer: name of the gated convolution; None for what is about no single layer.
-        place: the filter, from 0; of margins, which class after the first, from 1; None for a whole layer.
+        place: the filter, from 0; of inputs, the channel that the gate reads, from 0; of margins, which class after the
+            first, from 1; None for a whole layer.
         measure: which of several measures of one layer; empty where there is one.
     """
 

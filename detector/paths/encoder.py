@@ -11,6 +11,8 @@ from torch import Tensor
 from detector.batches import device_of, to_tensor
 from detector.datasets import ImageSet
 from detector.network.decouple import GatedNet
+from detector.network.gates import inputs_of, logits_of
+from detector.paths.gate_inputs import GateInputs
 from detector.paths.path_encoding import PathEncoding
 from detector.workers import IN_PROCESS, Workers
 
@@ -25,19 +27,25 @@ class Evidence:
         class_logits: `float32`, `(images, classes)`.
         gate_logits: `u` of all gates side by side, `float32`, `(images, total channels)`.
         path: the calculation paths: True where a gate logit is above zero.
+        inputs: what the gates read.
     """
 
     class_logits: Floats
     gate_logits: Floats
     path: PathEncoding
+    inputs: GateInputs
 
     def __len__(self) -> int:
         return len(self.path)
 
     def at(self, chosen: npt.NDArray[np.bool_] | npt.NDArray[np.int64] | slice) -> "Evidence":
         """The images at these places, in order."""
-        bits = self.path.bits[chosen]
-        return Evidence(self.class_logits[chosen], self.gate_logits[chosen], PathEncoding(bits, self.path.layers))
+        return Evidence(
+            self.class_logits[chosen],
+            self.gate_logits[chosen],
+            PathEncoding(self.path.bits[chosen], self.path.layers),
+            GateInputs(self.inputs.means[chosen], self.inputs.reads),
+        )
 
     @classmethod
     def stacked(cls, parts: Iterable["Evidence"]) -> "Evidence | None":
@@ -49,6 +57,7 @@ class Evidence:
             np.concatenate([part.class_logits for part in kept]),
             np.concatenate([part.gate_logits for part in kept]),
             PathEncoding.stacked([part.path for part in kept]),
+            GateInputs.stacked([part.inputs for part in kept]),
         )
 
 
@@ -61,8 +70,12 @@ def encode(network: GatedNet, images: Tensor) -> Evidence:
     """
     with torch.inference_mode():
         logits, readings = network.trace(images)
-        gate_logits = torch.cat([reading.logits for reading in readings.values()], dim=1).float().cpu().numpy()
-    return Evidence(logits.float().cpu().numpy(), gate_logits, PathEncoding(gate_logits > 0, network.layers))
+        class_logits, gate_logits, means = (
+            part.float().cpu().numpy() for part in (logits, logits_of(readings), inputs_of(readings))
+        )
+    reads = {name: reading.inputs.shape[1] for name, reading in readings.items() if reading.inputs is not None}
+    path = PathEncoding(gate_logits > 0, network.layers)
+    return Evidence(class_logits, gate_logits, path, GateInputs(means, reads))
 
 
 def encode_set(

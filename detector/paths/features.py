@@ -1,12 +1,12 @@
 """Evidence -> columns for a classifier: a scikit-learn transformer whose columns have names.
 
-Its rows are class logits and gate logits of all layers side by side (`rows_of`), so that it can stand at the head of
-any scikit-learn pipeline. What a column stands for is a value (`PathFeatures.columns`) and a name that can be read back
-(`Column.of_name`): that is what a verdict is explained with.
+Its rows are class logits, gate logits and gate inputs of all layers side by side (`rows_of`), so that it can stand at
+the head of any scikit-learn pipeline. What a column stands for is a value (`PathFeatures.columns`) and a name that can
+be read back (`Column.of_name`): that is what a verdict is explained with.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
@@ -17,6 +17,7 @@ from sklearn.utils.validation import check_array, check_is_fitted
 from detector.errors import ArtifactError, RequestError
 from detector.paths.columns import Column
 from detector.paths.encoder import Evidence, Floats
+from detector.paths.gate_inputs import GateInputs
 from detector.paths.likelihoods import (
     Arrays,
     gate_likelihoods,
@@ -25,8 +26,41 @@ from detector.paths.likelihoods import (
     likelihood_columns,
     path_likelihoods,
 )
+from detector.paths.path_encoding import PathEncoding
 
 Layers = Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceShape:
+    """How wide the evidence of a network is.
+
+    Attributes:
+        classes: of the network.
+        layers: gate name -> its channels, in network order.
+        reads: gate name -> channels that it reads, in network order; empty where that is not known.
+    """
+
+    classes: int
+    layers: Layers
+    reads: Layers = field(default_factory=dict)
+
+    @property
+    def columns(self) -> int:
+        """Of `rows_of`."""
+        return self.classes + sum(self.layers.values()) + sum(self.reads.values())
+
+    def evidence(self, rows: Floats) -> Evidence:
+        """The evidence that `rows_of` gives these rows of, `(images, columns)`."""
+        ends = np.cumsum([self.classes, sum(self.layers.values())])
+        class_logits, gate_logits, means = np.split(rows, ends, axis=1)
+        path = PathEncoding(gate_logits > 0, self.layers)
+        return Evidence(class_logits, gate_logits, path, GateInputs(means, self.reads))
+
+    @classmethod
+    def of(cls, evidence: Evidence) -> "EvidenceShape":
+        """Of the network that left this behind."""
+        return cls(evidence.class_logits.shape[1], evidence.path.layers, evidence.inputs.reads)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,52 +68,74 @@ class Kind:
     """One kind of features.
 
     Attributes:
-        columns_of: class logits `(images, classes)`, gate logits `(images, total channels)`, what was learnt, and the
-            layers -> columns, `float32`, `(images, columns)`.
-        columns: name of the kind, number of classes and layers -> what each column stands for.
-        learn: class logits and gate logits of clean images, and the layers -> arrays to keep; None where there is
-            nothing to learn.
+        columns_of: evidence, and what was learnt -> columns, `float32`, `(images, columns)`.
+        columns: name of the kind, and the network's shape -> what each column stands for.
+        learn: evidence of clean images -> arrays to keep; None where there is nothing to learn.
     """
 
-    columns_of: Callable[[Floats, Floats, Arrays, Layers], Floats]
-    columns: Callable[[str, int, Layers], list[Column]]
-    learn: Callable[[Floats, Floats, Layers], Arrays] | None = None
+    columns_of: Callable[[Evidence, Arrays], Floats]
+    columns: Callable[[str, EvidenceShape], list[Column]]
+    learn: Callable[[Evidence], Arrays] | None = None
 
 
-def _of_filters(kind: str, _classes: int, layers: Layers) -> list[Column]:
-    return [Column(kind, layer, place) for layer, width in layers.items() for place in range(width)]
+def _of_filters(kind: str, shape: EvidenceShape) -> list[Column]:
+    return [Column(kind, layer, place) for layer, width in shape.layers.items() for place in range(width)]
 
 
-def _of_ranks(kind: str, classes: int, _layers: Layers) -> list[Column]:
-    return [Column(kind, None, rank) for rank in range(1, classes)]
+def _of_inputs(kind: str, shape: EvidenceShape) -> list[Column]:
+    return [Column(kind, layer, place) for layer, width in shape.reads.items() for place in range(width)]
 
 
-def _of_layers(kind: str, _classes: int, layers: Layers) -> list[Column]:
-    return likelihood_columns(kind, layers)
+def _of_ranks(kind: str, shape: EvidenceShape) -> list[Column]:
+    return [Column(kind, None, rank) for rank in range(1, shape.classes)]
 
 
-def _bits(_class_logits: Floats, gate_logits: Floats, _arrays: Arrays, _layers: Layers) -> Floats:
-    return (gate_logits > 0).astype(np.float32)
+def _of_layers(kind: str, shape: EvidenceShape) -> list[Column]:
+    return likelihood_columns(kind, shape.layers)
 
 
-def _gates(_class_logits: Floats, gate_logits: Floats, _arrays: Arrays, _layers: Layers) -> Floats:
-    return gate_logits
+def _bits(evidence: Evidence, _arrays: Arrays) -> Floats:
+    return evidence.path.bits.astype(np.float32)
 
 
-def _margins(class_logits: Floats, _gate_logits: Floats, _arrays: Arrays, _layers: Layers) -> Floats:
-    ordered = np.sort(class_logits, axis=1)[:, ::-1]
+def _gates(evidence: Evidence, _arrays: Arrays) -> Floats:
+    return evidence.gate_logits
+
+
+def _inputs(evidence: Evidence, _arrays: Arrays) -> Floats:
+    return evidence.inputs.means
+
+
+def _margins(evidence: Evidence, _arrays: Arrays) -> Floats:
+    ordered = np.sort(evidence.class_logits, axis=1)[:, ::-1]
     return np.ascontiguousarray(ordered[:, :1] - ordered[:, 1:])
 
 
-def _of_doubts(kind: str, classes: int, layers: Layers) -> list[Column]:
-    return [*_of_ranks(kind, classes, layers), Column(kind, None, None, "odds")]
+def _of_doubts(kind: str, shape: EvidenceShape) -> list[Column]:
+    return [*_of_ranks(kind, shape), Column(kind, None, None, "odds")]
 
 
-def _doubts(class_logits: Floats, gate_logits: Floats, arrays: Arrays, layers: Layers) -> Floats:
-    behind = -_margins(class_logits, gate_logits, arrays, layers)
+def _doubts(evidence: Evidence, arrays: Arrays) -> Floats:
+    behind = -_margins(evidence, arrays)
     # log((1 - p) / p) of the first class: exact also where its probability p rounds to 1
     odds = np.logaddexp.reduce(behind, axis=1, keepdims=True)
     return np.concatenate([np.exp(behind), odds], axis=1).astype(np.float32)
+
+
+def _path_likelihoods(evidence: Evidence, arrays: Arrays) -> Floats:
+    return path_likelihoods(evidence.class_logits, evidence.gate_logits, arrays, evidence.path.layers)
+
+
+def _learn_open_shares(clean: Evidence) -> Arrays:
+    return learn_open_shares(clean.class_logits, clean.gate_logits, clean.path.layers)
+
+
+def _gate_likelihoods(evidence: Evidence, arrays: Arrays) -> Floats:
+    return gate_likelihoods(evidence.class_logits, evidence.gate_logits, arrays, evidence.path.layers)
+
+
+def _learn_gate_gaussians(clean: Evidence) -> Arrays:
+    return learn_gate_gaussians(clean.class_logits, clean.gate_logits, clean.path.layers)
 
 
 FEATURES: Mapping[str, Kind] = {
@@ -87,14 +143,16 @@ FEATURES: Mapping[str, Kind] = {
     "bits": Kind(_bits, _of_filters),
     # how surely each filter is open (above zero) or closed
     "gates": Kind(_gates, _of_filters),
+    # the mean of each channel that a gate reads
+    "inputs": Kind(_inputs, _of_inputs),
     # by how much the first class leads the second, third, ... in logits
     "margins": Kind(_margins, _of_ranks),
     # how near each other class is to the first, in [0, 1], and the log-odds against the first: attacks that stop at the
     # boundary are near 1, others go past it, so that a linear classifier needs both these and the margins
     "doubts": Kind(_doubts, _of_doubts),
     # how usual the path bits, and the gate logits, are for the predicted class
-    "path-likelihoods": Kind(path_likelihoods, _of_layers, learn_open_shares),
-    "gate-likelihoods": Kind(gate_likelihoods, _of_layers, learn_gate_gaussians),
+    "path-likelihoods": Kind(_path_likelihoods, _of_layers, _learn_open_shares),
+    "gate-likelihoods": Kind(_gate_likelihoods, _of_layers, _learn_gate_gaussians),
 }
 ALL = "all"
 
@@ -119,39 +177,36 @@ def name_of(kinds: Sequence[str]) -> str:
     return ALL if set(kinds) == set(FEATURES) else "+".join(kinds)
 
 
-def features_named(text: str, classes: int, layers: Layers) -> "PathFeatures":
+def features_named(text: str, shape: EvidenceShape) -> "PathFeatures":
     """The features of that name, to be fitted.
 
     Args:
         text: kinds joined by `+`, or `all`.
-        classes: of the network.
-        layers: gate name -> its channels.
+        shape: of the network's evidence.
 
     Raises:
         RequestError: a name is unknown.
     """
-    return PathFeatures(kinds_named(text), classes, layers)
+    return PathFeatures(kinds_named(text), shape)
 
 
 def rows_of(evidence: Evidence) -> Floats:
-    """Class logits, then gate logits, of each image, `float32`, `(images, classes + total channels)`."""
-    return np.concatenate([evidence.class_logits, evidence.gate_logits], axis=1)
+    """Class logits, gate logits, gate inputs of each image, `float32`, `(images, columns of the shape)`."""
+    return np.concatenate([evidence.class_logits, evidence.gate_logits, evidence.inputs.means], axis=1)
 
 
 class PathFeatures(TransformerMixin, BaseEstimator):
     """Rows of `rows_of` -> columns of the chosen kinds, side by side."""
 
-    def __init__(self, kinds: Sequence[str], classes: int, layers: Layers) -> None:
+    def __init__(self, kinds: Sequence[str], shape: EvidenceShape) -> None:
         """A transformer for one network.
 
         Args:
             kinds: names in `FEATURES`.
-            classes: of the network.
-            layers: gate name -> its channels, in network order.
+            shape: of the network's evidence.
         """
         self.kinds = kinds
-        self.classes = classes
-        self.layers = layers
+        self.shape = shape
 
     def fit(self, X: npt.ArrayLike, y: npt.ArrayLike | None = None) -> Self:
         """Learn what is usual from the clean images.
@@ -164,12 +219,12 @@ class PathFeatures(TransformerMixin, BaseEstimator):
             ValueError: the rows are not as wide as the network's, or not finite.
         """
         rows = self._checked(X)
-        clean = rows if y is None else rows[~np.asarray(y, bool)]
+        clean = self.shape.evidence(rows if y is None else rows[~np.asarray(y, bool)])
         learnt: dict[str, Arrays] = {}
         for name in self.kinds:
             learn = FEATURES[name].learn
             if learn is not None:
-                learnt[name] = learn(clean[:, : self.classes], clean[:, self.classes :], self.layers)
+                learnt[name] = learn(clean)
         self.learnt_ = learnt
         self.n_features_in_ = rows.shape[1]
         return self
@@ -180,25 +235,21 @@ class PathFeatures(TransformerMixin, BaseEstimator):
         Raises:
             ValueError: the rows are not as wide as the network's, or not finite.
         """
-        rows = self._checked(X)
-        return self.side_by_side(rows[:, : self.classes], rows[:, self.classes :])
+        return self.of_rows(self._checked(X))
+
+    def of_rows(self, rows: Floats) -> Floats:
+        """The columns of rows of `rows_of`: what `transform` gives, without its checks."""
+        return self.of(self.shape.evidence(rows))
 
     def of(self, evidence: Evidence) -> Floats:
-        """The columns of `evidence`, `float32`, `(images, columns)`: what `transform` gives, without its checks."""
-        return self.side_by_side(evidence.class_logits, evidence.gate_logits)
-
-    def side_by_side(self, class_logits: Floats, gate_logits: Floats) -> Floats:
-        """The columns for class logits `(images, classes)` and gate logits `(images, total channels)`."""
+        """The columns of `evidence`, `float32`, `(images, columns)`."""
         check_is_fitted(self, "learnt_")
-        parts = [
-            FEATURES[name].columns_of(class_logits, gate_logits, self.learnt_.get(name, {}), self.layers)
-            for name in self.kinds
-        ]
+        parts = [FEATURES[name].columns_of(evidence, self.learnt_.get(name, {})) for name in self.kinds]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
     def columns(self) -> list[Column]:
         """What each column stands for."""
-        return [column for name in self.kinds for column in FEATURES[name].columns(name, self.classes, self.layers)]
+        return [column for name in self.kinds for column in FEATURES[name].columns(name, self.shape)]
 
     def get_feature_names_out(self, input_features: object = None) -> npt.NDArray[np.object_]:  # noqa: ARG002
         """The columns' names, `(columns,)`; `Column.of_name` reads one back."""
@@ -219,22 +270,24 @@ class PathFeatures(TransformerMixin, BaseEstimator):
             for kind in self.kinds
             if FEATURES[kind].learn is not None
         }
-        self.n_features_in_ = self.classes + sum(self.layers.values())
+        self.n_features_in_ = self.shape.columns
         try:
-            nothing = np.zeros((1, self.n_features_in_), np.float32)
-            self.side_by_side(nothing[:, : self.classes], nothing[:, self.classes :])
+            self.of_rows(np.zeros((1, self.n_features_in_), np.float32))
         except (KeyError, ValueError) as error:
             raise ArtifactError(
-                f"expected what {' and '.join(self.learnt_)} learnt of a network with {self.classes} classes and "
-                f"{sum(self.layers.values())} gates, got other arrays ({error})"
+                f"expected what {' and '.join(self.learnt_)} learnt of a network with {self.shape.classes} "
+                f"classes and {sum(self.shape.layers.values())} gates, got other arrays ({error})"
             ) from None
         return self
 
     def _checked(self, X: npt.ArrayLike) -> Floats:
         rows: Floats = check_array(X, dtype=np.float32)
-        gates = sum(self.layers.values())
-        if rows.shape[1] != self.classes + gates:
-            raise ValueError(f"expected rows of {self.classes} + {gates} logits, got {rows.shape[1]} columns")
+        if rows.shape[1] != self.shape.columns:
+            widths = (self.shape.classes, sum(self.shape.layers.values()), sum(self.shape.reads.values()))
+            raise ValueError(
+                f"expected rows of {widths[0]} class logits, {widths[1]} gate logits and {widths[2]} gate inputs, got "
+                f"{rows.shape[1]} columns"
+            )
         return rows
 
 

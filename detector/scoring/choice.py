@@ -13,7 +13,7 @@ from types import MappingProxyType
 import numpy as np
 
 from detector.errors import DataError
-from detector.paths.features import FEATURES, features_named, rows_of
+from detector.paths.features import FEATURES, EvidenceShape, features_named, rows_of
 from detector.scoring.classifier import FalseAlarmClassifier
 from detector.scoring.classifiers import CLASSIFIERS
 from detector.scoring.compiled_score import compile_score
@@ -156,8 +156,7 @@ def _judged(
     seen: list[float] = []
     for half in (0, 1):
         fitting, judging = _half(clean, half, seed), _half(clean, 1 - half, seed)
-        columns = features_named(features, clean.evidence.class_logits.shape[1], clean.evidence.path.layers)
-        columns.fit(rows_of(fitting.evidence))
+        columns = features_named(features, EvidenceShape.of(clean.evidence)).fit(rows_of(fitting.evidence))
         usual, judged_clean = columns.of(fitting.evidence), columns.of(judging.evidence)
         fitted_on = {name: columns.of(_half(sample, half, seed).evidence) for name, sample in attacked.items()}
         beyond = {name: columns.of(_half(sample, half, seed).evidence) for name, sample in carried_on.items()}

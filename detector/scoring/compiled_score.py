@@ -39,15 +39,15 @@ class FoldedScore:
     @property
     def weights(self) -> Mapping[str, Doubles]:
         """Kind of features (`detector.paths.features.FEATURES`) -> its columns' weights, `(columns, sums or units)`."""
-        kinds, of = self.features.kinds, self.features
-        widths = [len(FEATURES[kind].columns(kind, of.classes, of.layers)) for kind in kinds]
+        kinds = self.features.kinds
+        widths = [len(FEATURES[kind].columns(kind, self.features.shape)) for kind in kinds]
         return dict(zip(kinds, np.split(self.sums.weights, np.cumsum(widths)[:-1]), strict=True))
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates for one image: of the sums, and of likelihoods for every class."""
-        widths = np.array(list(self.features.layers.values()))
-        of_classes = self.features.classes * int(widths.sum())
+        widths = np.array(list(self.features.shape.layers.values()))
+        of_classes = self.features.shape.classes * int(widths.sum())
         total = self.sums.macs
         if "path-likelihoods" in self.features.kinds:
             total += of_classes

@@ -51,7 +51,7 @@ class Detector:
         self._score = compile_score(classifier)
         self._calibration = bundle.calibration()
         info = bundle.detector_info()
-        self._features = bundle.features(network.layers)
+        self._features = bundle.features(network)
         self._device = best_device()
         self._corrector: Corrector | None = None
         if bundle.has_usual_paths:

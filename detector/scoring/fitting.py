@@ -10,7 +10,7 @@ from sklearn.pipeline import Pipeline
 
 from detector.errors import DataError
 from detector.paths.encoder import Evidence, Floats
-from detector.paths.features import PathFeatures, features_named, rows_of
+from detector.paths.features import EvidenceShape, PathFeatures, features_named, rows_of
 from detector.scoring.classifier import FalseAlarmClassifier
 from detector.scoring.classifiers import STEP, TOLD_EACH_ATTACK, classifier_named
 from detector.scoring.compiled_score import Score, compile_score
@@ -77,7 +77,7 @@ def fit_detector(
         DataError: no attack succeeded.
         RequestError: features or classifier are unknown, or there are too few calibration images for the rate.
     """
-    fitted = features_named(features, clean.class_logits.shape[1], clean.path.layers).fit(rows_of(clean))
+    fitted = features_named(features, EvidenceShape.of(clean)).fit(rows_of(clean))
     pipeline = fit_classifier(
         classifier,
         fitted.of(clean),

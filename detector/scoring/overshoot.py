@@ -2,9 +2,9 @@
 
 Attacks that stop at the decision boundary leave an image of which the network is unsure; attacks that run all their
 steps leave one of which it is surer than of any clean image. A classifier that was fitted on the first kind alone takes
-sureness for innocence, and ranks the second kind below clean images. What an attack did to an image's class logits and
-gate logits is known from the clean image that it began with; here it is done again, several times over. Neither image
-nor attack is needed for that, so that it also stands for attacks that nobody has stored.
+sureness for innocence, and ranks the second kind below clean images. What an attack did to an image's class logits,
+gate logits and gate inputs is known from the clean image that it began with; here it is done again, several times over.
+Neither image nor attack is needed for that, so that it also stands for attacks that nobody has stored.
 
 A straight line is what the logits follow where the network is linear, as it nearly is around an image (Goodfellow et
 al., "Explaining and Harnessing Adversarial Examples", ICLR 2015); further out it is a guess, which is judged by attacks
@@ -13,8 +13,8 @@ left out (`detector.scoring.choice`).
 
 import numpy as np
 
-from detector.paths.encoder import Evidence, Floats
-from detector.paths.path_encoding import PathEncoding
+from detector.paths.encoder import Floats
+from detector.paths.features import EvidenceShape, rows_of
 from detector.scoring.sample import Sample
 
 # By how many times the length of its change an attack is carried on: between these two, evenly in logarithms.
@@ -40,6 +40,5 @@ def overshot(clean: Sample, attacked: Sample, seed: int = 0) -> Sample:
     def beyond(start: Floats, end: Floats) -> Floats:
         return np.asarray(end + lengths * (end - start), np.float32)
 
-    gates = beyond(before.gate_logits, known.evidence.gate_logits)
-    logits = beyond(before.class_logits, known.evidence.class_logits)
-    return Sample(Evidence(logits, gates, PathEncoding(gates > 0, known.evidence.path.layers)), known.ids)
+    shape = EvidenceShape.of(clean.evidence)
+    return Sample(shape.evidence(beyond(rows_of(before), rows_of(known.evidence))), known.ids)

@@ -9,9 +9,10 @@ from sklearn.preprocessing import StandardScaler
 from attacks.surrogate import TORCH_FEATURES, Versions, imitate, surrogate_of, torch_features
 from detector.errors import RequestError
 from detector.network.decouple import decouple
+from detector.network.gates import inputs_of, logits_of
 from detector.network.networks import build_network
 from detector.paths.encoder import encode
-from detector.paths.features import FEATURES, PathFeatures, features_named, rows_of
+from detector.paths.features import FEATURES, EvidenceShape, PathFeatures, features_named, rows_of
 from detector.scoring.classifier import FalseAlarmClassifier, log_odds
 from detector.scoring.dropout_network import DropoutNetwork
 
@@ -40,10 +41,9 @@ def test_the_twin_is_equal_and_has_a_gradient(name):
     images = torch.rand(5, 1, 12, 12, requires_grad=True)
 
     logits, readings = network.trace(images)
-    gates = torch.cat([reading.logits for reading in readings.values()], dim=1)
     usual = encode(network, torch.rand(200, 1, 12, 12))
-    features = features_named(name, 10, network.layers).fit(rows_of(usual))
-    rows = torch_features(features)(logits, gates)
+    features = features_named(name, EvidenceShape.of(usual)).fit(rows_of(usual))
+    rows = torch_features(features)(logits, logits_of(readings), inputs_of(readings))
 
     expected = features.of(encode(network, images.detach()))
     assert np.allclose(rows.detach().numpy(), expected, rtol=1e-3, atol=1e-4)
@@ -55,15 +55,15 @@ def test_the_twin_is_equal_and_has_a_gradient(name):
 def test_a_path_bit_far_from_its_jump_still_has_a_gradient():
     gates = torch.tensor([[-8.0, 8.0]], requires_grad=True)
 
-    bits = TORCH_FEATURES["bits"](torch.zeros(1, 2), gates, {}, {"gate": 2})
+    bits = TORCH_FEATURES["bits"](torch.zeros(1, 2), gates, torch.zeros(1, 0), {}, {"gate": 2})
 
     assert bits.tolist() == [[0.0, 1.0]]
     assert (torch.autograd.grad(bits.sum(), gates)[0] > 0).all()
 
 
 def test_features_without_a_twin_are_refused():
-    with pytest.raises(RequestError, match="expected features of bits, gates, margins, .*; got 'smell'"):
-        torch_features(PathFeatures(["smell"], 10, {}))
+    with pytest.raises(RequestError, match="expected features of bits, gates, inputs, margins, .*; got 'smell'"):
+        torch_features(PathFeatures(["smell"], EvidenceShape(10, {})))
 
 
 @pytest.mark.parametrize(

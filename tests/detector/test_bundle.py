@@ -12,8 +12,10 @@ from detector.bundle import Bundle, DetectorInfo, add_detector, recalibrate, upg
 from detector.errors import ArtifactError
 from detector.files import write_whole
 from detector.interpretation.survey import make_usual_paths
+from detector.network.decouple import decouple
+from detector.network.networks import build_network
 from detector.paths.encoder import Evidence, encode_set
-from detector.paths.features import features_named, rows_of
+from detector.paths.features import EvidenceShape, features_named, rows_of
 from detector.scoring.classifier import default_estimator
 from detector.scoring.detector import Detector
 from detector.scoring.fitting import fit_classifier
@@ -24,7 +26,7 @@ PLAIN, EVERYTHING = "bits+gates+margins", "bits+gates+margins+path-likelihoods+g
 
 def columns_of(network, images, kinds=PLAIN):
     evidence = Evidence.stacked(encode_set(network, images))
-    return features_named(kinds, 10, network.layers).fit(rows_of(evidence)).of(evidence)
+    return features_named(kinds, EvidenceShape.of(evidence)).fit(rows_of(evidence)).of(evidence)
 
 
 @pytest.fixture
@@ -89,13 +91,13 @@ def test_a_classifier_of_several_attacks_is_served_as_scikit_learn_scores(decoup
 def test_what_the_features_learnt_comes_back_with_the_bundle(decoupled_bundle, digits):
     network = decoupled_bundle.network()
     evidence = Evidence.stacked(encode_set(network, digits.fitting))
-    features = features_named(EVERYTHING, 10, network.layers).fit(rows_of(evidence))
+    features = features_named(EVERYTHING, EvidenceShape.of(evidence)).fit(rows_of(evidence))
     classifier = default_estimator().fit(features.of(evidence), digits.fitting.labels > 4)
     info, calibration = DetectorInfo(EVERYTHING, 0.05, ()), Calibration(np.linspace(-1, 1, 99))
 
     grown = add_detector(decoupled_bundle, info, classifier, calibration, {}, features.arrays())
 
-    again = Bundle(grown.folder).features(network.layers)
+    again = Bundle(grown.folder).features(network)
     assert np.array_equal(again.of(evidence), features.of(evidence))
     expected = classifier.decision_function(features.of(evidence)[:3])
     np.testing.assert_allclose(Detector(grown).detect(digits.fitting.pixels(slice(0, 3))).scores, expected, atol=1e-3)
@@ -107,13 +109,13 @@ def test_what_the_features_learnt_comes_back_with_the_bundle(decoupled_bundle, d
 def test_features_of_another_network_are_refused(decoupled_bundle, digits):
     network = decoupled_bundle.network()
     evidence = Evidence.stacked(encode_set(network, digits.fitting))
-    features = features_named("gate-likelihoods", 10, network.layers).fit(rows_of(evidence))
+    features = features_named("gate-likelihoods", EvidenceShape.of(evidence)).fit(rows_of(evidence))
     classifier = default_estimator().fit(features.of(evidence), digits.fitting.labels > 4)
     info = DetectorInfo("gate-likelihoods", 0.05, ())
     grown = add_detector(decoupled_bundle, info, classifier, Calibration(np.zeros(99)), {}, features.arrays())
 
-    with pytest.raises(ArtifactError, match="expected what gate-likelihoods learnt of a network with 10 classes and 5"):
-        grown.features({"stem": 5})
+    with pytest.raises(ArtifactError, match="expected what gate-likelihoods learnt of a network with 10 classes and 6"):
+        grown.features(decouple(build_network("resnet20", 1, 10)))
 
 
 def file_of(bundle, part):

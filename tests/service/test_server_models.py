@@ -11,7 +11,7 @@ import pytest
 from detector.bundle import Bundle, DetectorInfo, add_detector, recalibrate
 from detector.errors import ArtifactError
 from detector.paths.encoder import Evidence, encode_set
-from detector.paths.features import features_named, rows_of
+from detector.paths.features import EvidenceShape, features_named, rows_of
 from detector.scoring.classifier import default_estimator
 from detector.scoring.detections import Detections
 from detector.scoring.detector import Detector
@@ -174,8 +174,9 @@ async def test_a_model_whose_largest_request_would_never_fit_does_not_come_into_
 
 async def test_a_real_bundle_gets_another_calibration_and_is_damaged_while_it_is_served(decoupled_bundle, digits):
     network = decoupled_bundle.network()
-    rows = rows_of(Evidence.stacked(encode_set(network, digits.fitting)))
-    columns = features_named("gates+margins", 10, network.layers).fit_transform(rows)
+    evidence = Evidence.stacked(encode_set(network, digits.fitting))
+    rows = rows_of(evidence)
+    columns = features_named("gates+margins", EvidenceShape.of(evidence)).fit_transform(rows)
     estimator = default_estimator().fit(columns, digits.fitting.labels > 4)
     info = DetectorInfo("gates+margins", 0.05, ("none",))
     whole = add_detector(decoupled_bundle, info, estimator, Calibration(np.linspace(-1, 1, 99)), {})

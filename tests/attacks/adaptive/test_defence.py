@@ -84,7 +84,7 @@ def test_where_each_class_has_its_threshold_an_attacker_sees_the_score_that_is_j
     of_class = np.repeat(np.arange(10), 20)
     calibration = Calibration(np.tile(np.arange(20.0), 10) + 5 * of_class, of_class)
     info = replace(bundle.detector_info(), max_false_alarm_rate=0.2)
-    learnt = bundle.features(network.layers).arrays()
+    learnt = bundle.features(network).arrays()
     moved = add_detector(bundle, info, bundle.classifier().estimator_, calibration, {}, learnt)
     known = defence_of(moved, network, digits.validation)
 
@@ -188,7 +188,7 @@ def test_a_store_tells_all_settings_of_an_attack_and_of_its_detector_apart(defen
     with pytest.raises(ArtifactError, match="'momentum': 0.5.* give another folder"):
         attack(replace(few, settings={**few.settings, "momentum": 0.5}), 8)
     laxer = replace(bundle.detector_info(), max_false_alarm_rate=0.2)
-    learnt, calibration = bundle.features(bundle.network().layers).arrays(), bundle.calibration()
+    learnt, calibration = bundle.features(bundle.network()).arrays(), bundle.calibration()
     other = add_detector(bundle, laxer, bundle.classifier().estimator_, calibration, {}, learnt)
     assert other.threshold_digest == stored["detector"]
     with pytest.raises(ArtifactError, match="'false_alarm_rate': 0.2.* give another folder"):

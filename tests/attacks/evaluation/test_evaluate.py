@@ -17,8 +17,7 @@ from attacks.store import AttackStore
 from detector.baselines.baseline import Observed
 from detector.baselines.squeezing import FeatureSqueezing
 from detector.errors import ArtifactError, RequestError
-from detector.paths.encoder import Evidence
-from detector.paths.path_encoding import PathEncoding
+from detector.paths.features import EvidenceShape
 from detector.scoring.fitting import fit_classifier
 from detector.scoring.overshoot import overshot
 from detector.scoring.sample import Sample
@@ -111,11 +110,10 @@ def test_our_detector_is_fitted_anew_on_the_further_images_that_the_bundles_was(
     clean, attacked = Observed(usual, np.arange(60)), Observed(usual + 0.3 * change, np.arange(60))
 
     def sample(seen):
-        gates = seen.rows[:, 2:]
-        return Sample(Evidence(seen.rows[:, :2], gates, PathEncoding(gates > 0, layers)), seen.ids)
+        return Sample(EvidenceShape(2, layers).evidence(seen.rows), seen.ids)
 
     def scores(overshoot, benign):
-        network = SimpleNamespace(layers=layers)
+        network = SimpleNamespace(layers=layers, reads={})
         ours = PathDetector(network, "gates", "logistic-1", 2, overshoot=overshoot, benign=benign)
         return ours.fit(clean, {"cw": attacked})(change)
 

@@ -1,5 +1,6 @@
 import logging
 import sys
+from dataclasses import replace
 from importlib.abc import MetaPathFinder
 
 import numpy as np
@@ -15,7 +16,8 @@ from detector.images import ImageSpec
 from detector.network.decouple import decouple
 from detector.network.networks import build_network
 from detector.paths.encoder import Evidence
-from detector.paths.features import features_named, rows_of
+from detector.paths.features import EvidenceShape, features_named, rows_of
+from detector.paths.gate_inputs import GateInputs
 from detector.paths.path_encoding import PathEncoding
 from detector.scoring.classifier import default_estimator
 from detector.scoring.compiled_score import folded_score
@@ -33,7 +35,8 @@ def network():
 def evidence(gate_logits, class_logits=None):
     gate_logits = np.array(gate_logits, np.float32)
     classes = np.zeros((len(gate_logits), 2), np.float32) if class_logits is None else np.array(class_logits, "f4")
-    return Evidence(classes, gate_logits, PathEncoding(gate_logits > 0, {"a": gate_logits.shape[1]}))
+    path = PathEncoding(gate_logits > 0, {"a": gate_logits.shape[1]})
+    return Evidence(classes, gate_logits, path, GateInputs.none(len(path)))
 
 
 class Marked:
@@ -199,7 +202,7 @@ def test_an_engine_with_other_answers_is_left_out(network, monkeypatch):
 
         def answer(self, pixels):
             right = choice.MaskedEngine(network, CPU).answer(pixels).evidence
-            return Answers(Evidence(right.class_logits + 1e-2, right.gate_logits, right.path))
+            return Answers(replace(right, class_logits=right.class_logits + 1e-2))
 
     replace_kernel(monkeypatch, Wrong)
 
@@ -211,7 +214,7 @@ def test_an_engine_with_other_answers_is_left_out(network, monkeypatch):
 
 def test_an_engine_with_other_scores_is_left_out(network, monkeypatch):
     evidence = choice.MaskedEngine(network, CPU).answer(smooth_images(SPEC, 40)).evidence
-    features = features_named("bits+margins", 4, network.layers).fit(rows_of(evidence))
+    features = features_named("bits+margins", EvidenceShape.of(evidence)).fit(rows_of(evidence))
     score = folded_score(default_estimator().fit(features.of(evidence), np.arange(40) % 2), features)
 
     class Off(Marked):

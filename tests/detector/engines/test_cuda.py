@@ -18,7 +18,7 @@ from detector.errors import EngineError
 from detector.images import ImageSpec
 from detector.network.decouple import decouple
 from detector.network.networks import build_network
-from detector.paths.features import features_named, rows_of
+from detector.paths.features import EvidenceShape, features_named, rows_of
 from detector.scoring.classifier import FalseAlarmClassifier, log_odds
 from detector.scoring.classifiers import classifier_named
 from detector.scoring.compiled_score import folded_score
@@ -57,7 +57,7 @@ def on_the_processor(masked, score=None):
 
 def score_of(masked, kinds, name="logistic-0.01"):
     evidence = masked.answer(smooth_images(SPEC, 80, seed=2)).evidence
-    features = features_named(kinds, 5, masked.network.layers).fit(rows_of(evidence))
+    features = features_named(kinds, EvidenceShape.of(evidence)).fit(rows_of(evidence))
     classifier = FalseAlarmClassifier(classifier_named(name)).fit(features.of(evidence), np.arange(80) % 2)
     return classifier, features, folded_score(classifier, features)
 
@@ -93,7 +93,7 @@ def test_threads_that_ask_at_once_get_their_own_answers(masked):
     np.testing.assert_allclose(np.concatenate([one.class_logits for one in found]), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("kinds", ["bits", "gates+margins", "bits+gates+margins"])
+@pytest.mark.parametrize("kinds", ["bits", "gates+margins", "bits+gates+inputs+margins"])
 @pytest.mark.parametrize("name", ["logistic-0.01", "mlp"])
 def test_the_score_of_the_same_call_is_scikit_learns_own(masked, kinds, name):
     classifier, features, score = score_of(masked, kinds, name)

@@ -26,7 +26,7 @@ from detector.errors import EngineError, ImageError
 from detector.images import ImageSpec
 from detector.network.decouple import decouple
 from detector.network.networks import build_network
-from detector.paths.features import features_named, rows_of
+from detector.paths.features import EvidenceShape, features_named, rows_of
 from detector.scoring.classifier import FalseAlarmClassifier, default_estimator, log_odds
 from detector.scoring.compiled_score import folded_score
 from detector.scoring.dropout_network import DropoutNetwork
@@ -124,6 +124,7 @@ def test_the_kernel_says_the_same_with_more_threads(count):
 
     np.testing.assert_array_equal(one.class_logits, three.class_logits)
     np.testing.assert_array_equal(one.gate_logits, three.gate_logits)
+    np.testing.assert_array_equal(one.inputs.means, three.inputs.means)
     np.testing.assert_array_equal(one.path.bits, three.path.bits)
 
 
@@ -141,6 +142,7 @@ def test_the_kernel_says_the_same_whatever_its_images_take_together(data, thread
 
     np.testing.assert_array_equal(found.class_logits, expected.class_logits)
     np.testing.assert_array_equal(found.gate_logits, expected.gate_logits)
+    np.testing.assert_array_equal(found.inputs.means, expected.inputs.means)
     np.testing.assert_array_equal(found.path.bits, expected.path.bits)
 
 
@@ -231,6 +233,7 @@ def test_the_answer_about_an_image_does_not_depend_on_the_batch(engine):
     ("engine", "kinds"),
     [
         *((engine, kinds) for engine in (KernelEngine, OnnxEngine) for kinds in ("bits", "gates+margins", "margins")),
+        *((engine, "inputs") for engine in (KernelEngine, OnnxEngine)),
         (KernelEngine, "doubts"),
         (KernelEngine, "path-likelihoods"),
         (KernelEngine, "gate-likelihoods"),
@@ -252,7 +255,8 @@ def test_the_score_is_the_same_with_narrower_vectors(instructions, attacks, beni
 
 
 @pytest.mark.parametrize(
-    ("engine", "kinds"), [(KernelEngine, "all"), (KernelEngine, "bits+margins"), (OnnxEngine, "bits+gates+margins")]
+    ("engine", "kinds"),
+    [(KernelEngine, "all"), (KernelEngine, "bits+margins"), (OnnxEngine, "bits+gates+inputs+margins")],
 )
 @pytest.mark.parametrize(("attacks", "benign", "units"), [(1, 0, 5), (3, 2, 37), (18, 15, 128)])
 def test_the_score_of_a_hidden_layer_is_scikit_learns_own(engine, kinds, attacks, benign, units):
@@ -269,7 +273,7 @@ def scores_like_scikit_learn(engine, kinds, attacks, benign, estimator=None):
     spec = ImageSpec(8, 8, 1)
     network = settled(build_network("resnet8", 1, 5), tensor(spec))
     evidence = MaskedEngine(network, CPU).answer(smooth_images(spec, 80, seed=2)).evidence
-    features = features_named(kinds, 5, network.layers).fit(rows_of(evidence))
+    features = features_named(kinds, EvidenceShape.of(evidence)).fit(rows_of(evidence))
     kind = np.arange(80) % (1 + attacks + benign) - benign
     classifier = (estimator or default_estimator()).fit(features.of(evidence), kind)
 

@@ -1,13 +1,19 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from detector.batches import to_tensor
+from detector.bundle import add_detector
 from detector.datasets import Splits
 from detector.errors import ArtifactError, ImageError, RequestError
 from detector.interpretation.explanation import UNUSUAL_SHARE, Explainer
 from detector.interpretation.forced_path import forced_path
+from detector.paths.encoder import encode
+from detector.paths.features import EvidenceShape, features_named, rows_of
+from detector.scoring.classifier import default_estimator
 from detector.scoring.detector import Detector
 
 
@@ -31,6 +37,21 @@ def test_base_and_parts_sum_to_the_score(explained_bundle, images):
         why = Explainer(explained_bundle).explain(pixels)
         assert why.base + sum(why.parts.values()) == pytest.approx(why.score, abs=1e-4)
         assert set(why.parts) == {layer.layer for layer in why.layers} | {"margins"}
+
+
+def test_what_a_gate_reads_counts_for_its_layer_and_for_none_of_its_filters(explained_bundle, digits, images):
+    bundle = explained_bundle
+    evidence = encode(bundle.network(), to_tensor(digits.fitting.pixels(slice(None)), torch.device("cpu")))
+    features = features_named("inputs+margins", EvidenceShape.of(evidence)).fit(rows_of(evidence))
+    classifier = default_estimator().fit(features.of(evidence), digits.fitting.labels > 4)
+    info = replace(bundle.detector_info(), features="inputs+margins")
+    explainer = Explainer(add_detector(bundle, info, classifier, bundle.calibration(), {}))
+
+    for pixels in images:
+        why = explainer.explain(pixels)
+        assert why.base + sum(why.parts.values()) == pytest.approx(why.score, abs=1e-4)
+        assert all(abs(layer.part) > 0 for layer in why.layers)
+        assert [state.part for state in why.least_usual] == [0] * len(why.least_usual)
 
 
 def test_the_least_usual_filters_are_those_that_fewest_images_of_the_class_have_so(explained_bundle, images):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from detector.paths.features import features_named
+from detector.paths.features import EvidenceShape, features_named
 from detector.paths.likelihoods import (
     MEASURES,
     gate_likelihoods,
@@ -75,7 +75,7 @@ def test_a_path_of_another_class_than_the_predicted_one_lags_behind(kind):
     chooser = np.random.default_rng(1)
     labels = chooser.integers(3, size=600)
     gates = (np.eye(3)[labels] @ chooser.normal(size=(3, 12)) * 3 + chooser.normal(size=(600, 12))).astype(np.float32)
-    features = features_named(kind, 3, {"a": 4, "b": 8})
+    features = features_named(kind, EvidenceShape(3, {"a": 4, "b": 8}))
     features.fit(np.concatenate([logits_of(labels, 3), gates], axis=1))
 
     usual = features.transform(np.concatenate([logits_of(labels, 3), gates], axis=1))
@@ -92,8 +92,8 @@ def test_attacked_images_teach_nothing_about_what_is_usual():
     rows = chooser.normal(size=(100, 8)).astype(np.float32)
     attacked = np.arange(100) >= 60
 
-    some = features_named("gate-likelihoods+path-likelihoods", 3, {"a": 5}).fit(rows, attacked)
-    clean = features_named("gate-likelihoods+path-likelihoods", 3, {"a": 5}).fit(rows[:60])
+    some = features_named("gate-likelihoods+path-likelihoods", EvidenceShape(3, {"a": 5})).fit(rows, attacked)
+    clean = features_named("gate-likelihoods+path-likelihoods", EvidenceShape(3, {"a": 5})).fit(rows[:60])
 
     assert np.array_equal(some.transform(rows), clean.transform(rows))
 
@@ -104,7 +104,7 @@ def test_a_class_that_was_never_predicted_and_a_filter_that_never_changes_break_
     gates[:, 2] = 1.5
     rows = np.concatenate([logits_of(chooser.integers(2, size=50), 3), gates], axis=1)
 
-    seen = features_named("gate-likelihoods+path-likelihoods", 3, {"a": 4}).fit_transform(rows)
+    seen = features_named("gate-likelihoods+path-likelihoods", EvidenceShape(3, {"a": 4})).fit_transform(rows)
 
     assert np.isfinite(seen).all()
     assert np.abs(seen).max() < 1e4

@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 
 from detector.errors import DataError
-from detector.paths.encoder import Evidence
-from detector.paths.path_encoding import PathEncoding
+from detector.paths.features import EvidenceShape
 from detector.scoring.choice import _half, choose, family_of
 from detector.scoring.sample import Sample
 
@@ -14,7 +13,8 @@ def sample(shift, count, seed, filters=slice(0, 6)):
     gates = chooser.normal(0, 1, (count, 12)).astype(np.float32)
     gates[:, filters] += shift
     logits = chooser.normal(0, 1, (count, 3)).astype(np.float32)
-    return Sample(Evidence(logits, gates, PathEncoding(gates > 0, {"a": 8, "b": 4})), np.arange(count))
+    rows = np.concatenate([logits, gates], axis=1)
+    return Sample(EvidenceShape(logits.shape[1], {"a": 8, "b": 4}).evidence(rows), np.arange(count))
 
 
 ATTACKS = {"pgd": sample(1.5, 120, 1), "pgd-2": sample(1.0, 120, 2), "cw": sample(1.2, 120, 3)}

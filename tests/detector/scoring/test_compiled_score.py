@@ -7,7 +7,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from detector.errors import ArtifactError, RequestError
-from detector.paths.features import features_named
+from detector.paths.features import EvidenceShape, features_named
 from detector.scoring.classifier import FalseAlarmClassifier, default_estimator, log_odds
 from detector.scoring.classifiers import CLASSIFIERS, classifier_named
 from detector.scoring.compiled_score import compile_score, folded_score
@@ -156,7 +156,7 @@ def test_the_multiplications_of_a_score_counted_by_hand():
     layers = {"a": 2, "b": 4}
 
     def macs(kinds, classes=2):
-        features = features_named(kinds, 3, layers).fit(rows)
+        features = features_named(kinds, EvidenceShape(3, layers)).fit(rows)
         fitted = default_estimator().fit(features.transform(rows), np.arange(40) % classes)
         return folded_score(fitted, features).macs
 
@@ -174,7 +174,7 @@ def test_the_multiplications_of_a_score_counted_by_hand():
 
 def test_another_classifier_is_no_weighted_sum():
     rows = np.random.default_rng(0).normal(size=(40, 9)).astype(np.float32)
-    features = features_named("bits", 3, {"a": 2, "b": 4}).fit(rows)
+    features = features_named("bits", EvidenceShape(3, {"a": 2, "b": 4})).fit(rows)
     forest = RandomForestClassifier(3).fit(features.transform(rows), np.arange(40) % 2)
 
     assert folded_score(forest, features) is None
@@ -194,12 +194,12 @@ def test_a_network_of_scikit_learns_own_training_folds_and_one_of_two_hidden_lay
 
 def test_layers_that_do_not_fit_each_other_or_the_features_are_refused_before_compiled_code_reads_them():
     rows = np.random.default_rng(0).normal(size=(40, 3 + 6)).astype(np.float32)
-    features = features_named("gates", 3, {"a": 2, "b": 4}).fit(rows)
+    features = features_named("gates", EvidenceShape(3, {"a": 2, "b": 4})).fit(rows)
     network = fit_classifier("mlp", rows[:10, :6], {"a": rows[10:20, :6], "b": rows[20:, :6]})
     assert folded_score(network, features).sums.count == 2
 
     with pytest.raises(ArtifactError, match="expected a classifier of the 11 columns of its features, got 6"):
-        folded_score(network, features_named("gates+margins+doubts", 3, {"a": 2, "b": 4}).fit(rows))
+        folded_score(network, features_named("gates+margins+doubts", EvidenceShape(3, {"a": 2, "b": 4})).fit(rows))
     network[-1].coefs_[1] = network[-1].coefs_[1][:9]
     with pytest.raises(ArtifactError, match="expected a classifier whose layers fit each other"):
         folded_score(network, features)

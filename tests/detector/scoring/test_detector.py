@@ -17,7 +17,7 @@ def test_beside_an_engine_without_scores_the_compiled_score_is_the_classifiers(f
     scores = detector.detect(pixels).scores
 
     assert detector._kernel_score is not None
-    columns = fitted_bundle.features(detector.layers).of(detector.choice.answer(pixels).evidence)
+    columns = fitted_bundle.features(fitted_bundle.network()).of(detector.choice.answer(pixels).evidence)
     np.testing.assert_allclose(scores, fitted_bundle.classifier().score_samples(columns), atol=1e-6)
 
 

@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 
 from detector.errors import DataError
-from detector.paths.encoder import Evidence
-from detector.paths.path_encoding import PathEncoding
+from detector.paths.features import EvidenceShape
 from detector.scoring.evaluation import auroc, detection_figures, false_alarm_figures
 from detector.scoring.fitting import fit_detector
 from detector.scoring.thresholds import Calibration
@@ -11,7 +10,7 @@ from detector.scoring.thresholds import Calibration
 
 def evidence(level, count, seed):
     logits = np.random.default_rng(seed).normal(level, 1, (count, 12)).astype(np.float32)
-    return Evidence(logits[:, :3], logits, PathEncoding(logits > 0, {"a": 12}))
+    return EvidenceShape(3, {"a": 12}).evidence(np.concatenate([logits[:, :3], logits], axis=1))
 
 
 def test_auroc_counts_ties_half():

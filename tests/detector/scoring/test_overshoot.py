@@ -2,9 +2,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from detector.paths.encoder import Evidence
-from detector.paths.features import features_named
-from detector.paths.path_encoding import PathEncoding
+from detector.paths.features import EvidenceShape, features_named
 from detector.scoring.choice import choose
 from detector.scoring.classifier import FalseAlarmClassifier
 from detector.scoring.compiled_score import compile_score
@@ -18,7 +16,7 @@ LAYERS = {"a": 4, "b": 2}
 
 def sample(logits, gates, ids):
     logits, gates = np.float32(logits), np.float32(gates)
-    return Sample(Evidence(logits, gates, PathEncoding(gates > 0, LAYERS)), np.asarray(ids))
+    return Sample(EvidenceShape(2, LAYERS).evidence(np.concatenate([logits, gates], axis=1)), np.asarray(ids))
 
 
 def clean_images(count, seed=0):
@@ -74,7 +72,7 @@ def test_without_a_known_clean_image_nothing_is_carried_on():
 
 
 def score_on(clean, attacks, further):
-    columns = features_named("gates+margins", 2, LAYERS).fit(np.zeros((1, 8)))
+    columns = features_named("gates+margins", EvidenceShape(2, LAYERS)).fit(np.zeros((1, 8)))
     parts = {name: columns.of(part.evidence) for name, part in attacks.items()}
     beyond = {name: columns.of(overshot(clean, part).evidence) for name, part in attacks.items()} if further else {}
     fitted = fit_classifier("logistic-0.1", columns.of(clean.evidence), parts, 0, beyond)
