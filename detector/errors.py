@@ -7,7 +7,7 @@ DetectorError
 ├── TrainingError      training cannot start, go on or be resumed      (operator)
 ├── ArtifactError      a saved bundle cannot be used                   (operator)
 ├── EngineError        an engine cannot run a network, or not here     (operator)
-└── PathShapeError     path encoding and layer widths disagree         (us)
+└── PathShapeError     paths, or gate inputs, and widths disagree      (us)
 """
 
 
@@ -40,4 +40,4 @@ class EngineError(DetectorError):
 
 
 class PathShapeError(DetectorError):
-    """A path encoding and the layer widths that describe it disagree."""
+    """A path encoding, or what gates read, and the widths that describe it disagree."""

@@ -155,7 +155,7 @@ class _NumpyGate:
     def __init__(self, step: Step) -> None:
         self._arrays = step.arrays
         self._own = slice(step.numbers["gate"], step.numbers["gate"] + step.numbers["filters"])
-        self._reads = step.numbers["reads"]
+        self._first_read = step.numbers["first_read"]
 
     def __call__(self, tensor: Tensor, read: Tensor | None, gate_logits: Tensor, means: Tensor) -> Tensor:
         arrays = self._arrays
@@ -164,7 +164,7 @@ class _NumpyGate:
         places = np.arange(len(squeeze)) if read is None else read.numpy()
         if (kept := arrays.get("kept")) is not None:
             places = kept[places]
-        means.numpy()[self._reads + places] = pooled
+        means.numpy()[self._first_read + places] = pooled
         units = pooled @ squeeze
         units += arrays["squeeze_biases"]
         logits = arrays["weights"] @ np.maximum(units, 0, out=units)

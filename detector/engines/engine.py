@@ -13,7 +13,7 @@ class Answers:
     """What an engine says about a batch.
 
     Attributes:
-        evidence: class logits, gate logits and paths.
+        evidence: class logits, gate logits, paths, and what the gates read.
         scores: adversarial scores, `(images,)`; None from an engine that was made without a score or has no place
             for it.
     """

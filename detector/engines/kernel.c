@@ -42,7 +42,7 @@ struct step {
     int32_t rows;                    /* CONVOLVE: output rows at a time */
     int32_t count_padding;           /* MEAN_POOL: whether padded pixels count */
     int32_t together;                /* taken by all images of a group before any takes the next */
-    int32_t reads;                   /* GATE: the first of its channels among those that all gates read */
+    int32_t first_read;              /* GATE: place of its first channel among those of all gates, side by side */
     const float *weights, *biases;   /* GATE: of the second layer */
     const float *squeeze, *squeeze_biases; /* GATE: of the first, transposed: (in, hidden) */
     const int32_t *kept;             /* CONVOLVE: place of each filter in its layer; GATE: of each channel in the whole
@@ -75,7 +75,7 @@ struct program {
     const struct map *maps;
     const struct step *steps;
     int32_t steps_count, classes, filters, result; /* `result`: the map of class logits */
-    int32_t reads;                   /* channels that all gates read */
+    int32_t reads;                   /* channels read by gates, of all gates together */
     int64_t marks;                   /* bytes of marks */
     int64_t scratch;                 /* floats of the arena before the scratch space */
     const struct score *score;       /* null for none */
@@ -355,7 +355,7 @@ static void excite(const struct step *step, float *units, float *logits)
 static void squeeze(const struct step *step, int64_t c, const float *pixels, int64_t size, float *units, float *means)
 {
     const float pooled = best.sum(pixels, size) / size;
-    means[step->reads + (step->kept ? step->kept[c] : c)] = pooled;
+    means[step->first_read + (step->kept ? step->kept[c] : c)] = pooled;
     const float *row = step->squeeze + c * step->hidden;
     for (int h = 0; h < step->hidden; h++) units[h] += pooled * row[h];
 }
@@ -716,8 +716,8 @@ int pathguard_run(const struct program *p, int64_t images, int64_t image_bytes, 
         for (int i = 0; i < count; i++)
             states[i] = (struct state){
                 p, pixels + (first + i) * image_bytes, arena, arena + p->own + i * p->own_size, marks + i * p->marks,
-                gate_logits + (first + i) * p->filters, means + (first + i) * p->reads, bits + (first + i) * p->filters, pointers,
-                numbers + 2 * i * (widest + 1),
+                gate_logits + (first + i) * p->filters, means + (first + i) * p->reads, bits + (first + i) * p->filters,
+                pointers, numbers + 2 * i * (widest + 1),
             };
         for (int k = 0, end; k < p->steps_count; k = end) {
             const struct step *steps = p->steps;

@@ -19,9 +19,10 @@ from detector.engines.engine import Answers
 from detector.engines.kernel_score import KernelScore
 from detector.engines.library import MapLayout, ProgramLayout, StepLayout, layout_of, library
 from detector.engines.program import ALIGNMENT, CONVOLVE, GATE, MAX_POOL, MEAN_POOL, Program, laid_out
-from detector.errors import ImageError
+from detector.errors import EngineError, ImageError
 from detector.images import Pixels
 from detector.paths.encoder import Evidence
+from detector.paths.features import EvidenceShape
 from detector.paths.gate_inputs import GateInputs
 from detector.paths.path_encoding import PathEncoding
 from detector.scoring.compiled_score import FoldedScore
@@ -45,12 +46,15 @@ class KernelEngine:
             threads: among which the images of a batch are divided; one image takes one.
 
         Raises:
-            EngineError: the library was not built.
+            EngineError: the library was not built, or the score is of another network.
         """
         self._run = library().pathguard_run
         self._program = program
         self._image_bytes = program.maps[0].pixels * program.maps[0].channels
         self._widest = max(shape.channels for shape in program.maps)
+        shape = EvidenceShape(program.classes, program.layers, program.reads)
+        if score is not None and score.features.shape != shape:  # the library looks at no bounds
+            raise EngineError(f"expected a score of a network with {shape}, got one of {score.features.shape}")
         self._score = None if score is None else KernelScore(score)
         # The compiled code reads them where they lie: kept for as long as the engine.
         self._arrays = [{name: _aligned(array) for name, array in step.arrays.items()} for step in program.steps]

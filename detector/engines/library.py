@@ -40,7 +40,7 @@ class StepLayout(ctypes.Structure):
             (name, ctypes.c_int32)
             for name in (
                 "kind", "input", "other", "out", "gate", "filters", "relu_before", "relu_after", "kernel_h", "kernel_w",
-                "stride", "padding", "hidden", "rows", "count_padding", "together", "reads",
+                "stride", "padding", "hidden", "rows", "count_padding", "together", "first_read",
             )
         ),
         *((name, ctypes.c_void_p) for name in ("weights", "biases", "squeeze", "squeeze_biases", "kept")),

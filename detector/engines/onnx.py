@@ -221,7 +221,7 @@ class _Writer:
     def _gate(self, step: Step, source: str) -> None:
         if step.input not in self._pooled:
             self._pooled[step.input] = self.node("Flatten", [self.node("GlobalAveragePool", [source])], axis=1)
-        self._read[step.numbers["reads"]] = self._of_whole(self._pooled[step.input], step)
+        self._read[step.numbers["first_read"]] = self._of_whole(self._pooled[step.input], step)
         squeeze = [self.constant(step.arrays[name]) for name in ("squeeze", "squeeze_biases")]
         units = self.node("Relu", [self.node("Gemm", [self._pooled[step.input], *squeeze])])
         excite = [self.constant(step.arrays[name]) for name in ("weights", "biases")]
@@ -232,7 +232,7 @@ class _Writer:
         """The means of a gate's channels, with zeros in the place of those that a compacted network does without."""
         if "kept" not in step.arrays:
             return pooled
-        first = step.numbers["reads"]
+        first = step.numbers["first_read"]
         starts = np.cumsum([0, *self._program.reads.values()]).tolist()
         width = starts[starts.index(first) + 1] - first
         kept = step.arrays["kept"]

@@ -280,7 +280,7 @@ class _Lowering:
                     "gate": self._first_bit[index],
                     "filters": gate.excite.out_features,
                     "hidden": gate.squeeze.out_features,
-                    "reads": self._first_read[index],
+                    "first_read": self._first_read[index],
                 },
                 arrays={
                     "weights": _array(gate.excite.weight),

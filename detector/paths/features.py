@@ -37,8 +37,8 @@ class EvidenceShape:
 
     Attributes:
         classes: of the network.
-        layers: gate name -> its channels, in network order.
-        reads: gate name -> channels that it reads, in network order; empty where that is not known.
+        layers: gate name -> its filters, in network order.
+        reads: gate name -> channels that it reads, in network order; empty where gates read nothing.
     """
 
     classes: int

@@ -35,11 +35,6 @@ class GateInputs:
             )
 
     @classmethod
-    def none(cls, images: int) -> "GateInputs":
-        """Of a network whose gates read nothing."""
-        return cls(np.empty((images, 0), np.float32), {})
-
-    @classmethod
     def stacked(cls, parts: Sequence["GateInputs"]) -> "GateInputs":
         """Those of the images of all `parts`, at least one, in order."""
         return cls(np.concatenate([part.means for part in parts]), parts[0].reads)

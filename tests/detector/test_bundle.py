@@ -21,7 +21,7 @@ from detector.scoring.detector import Detector
 from detector.scoring.fitting import fit_classifier
 from detector.scoring.thresholds import Calibration
 
-PLAIN, EVERYTHING = "bits+gates+margins", "bits+gates+margins+path-likelihoods+gate-likelihoods"
+PLAIN, EVERYTHING = "bits+gates+margins", "bits+gates+inputs+margins+doubts+path-likelihoods+gate-likelihoods"
 
 
 def columns_of(network, images, kinds=PLAIN):

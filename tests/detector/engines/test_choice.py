@@ -36,7 +36,7 @@ def evidence(gate_logits, class_logits=None):
     gate_logits = np.array(gate_logits, np.float32)
     classes = np.zeros((len(gate_logits), 2), np.float32) if class_logits is None else np.array(class_logits, "f4")
     path = PathEncoding(gate_logits > 0, {"a": gate_logits.shape[1]})
-    return Evidence(classes, gate_logits, path, GateInputs.none(len(path)))
+    return Evidence(classes, gate_logits, path, GateInputs(np.empty((len(path), 0), np.float32), {}))
 
 
 class Marked:
@@ -210,6 +210,24 @@ def test_an_engine_with_other_answers_is_left_out(network, monkeypatch):
 
     assert "kernel" not in chosen.name
     assert "logit_error" in chosen.refused["kernel"]
+
+
+@pytest.mark.parametrize("added", [1e-2, np.nan])
+def test_an_engine_that_says_gates_read_something_else_is_left_out(network, monkeypatch, added):
+    class Wrong(Marked):
+        def __init__(self, *_):
+            super().__init__("kernel")
+
+        def answer(self, pixels):
+            right = choice.MaskedEngine(network, CPU).answer(pixels).evidence
+            return Answers(replace(right, inputs=GateInputs(right.inputs.means + added, right.inputs.reads)))
+
+    replace_kernel(monkeypatch, Wrong)
+
+    chosen = choose_engine(network, SPEC, None, CPU)
+
+    assert "kernel" not in chosen.name
+    assert "input_error" in chosen.refused["kernel"]
 
 
 def test_an_engine_with_other_scores_is_left_out(network, monkeypatch):

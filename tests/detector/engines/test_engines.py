@@ -17,6 +17,7 @@ from detector.batches import to_tensor
 from detector.engines import program
 from detector.engines.choice import agreement_of, smooth_images
 from detector.engines.kernel import KernelEngine
+from detector.engines.kernel_score import KernelScore
 from detector.engines.library import library
 from detector.engines.masked import MaskedEngine
 from detector.engines.onnx import OnnxEngine
@@ -227,6 +228,8 @@ def test_the_answer_about_an_image_does_not_depend_on_the_batch(engine):
 
     np.testing.assert_allclose(together.class_logits, np.concatenate([e.class_logits for e in alone]), atol=1e-5)
     np.testing.assert_array_equal(together.path.bits, np.concatenate([e.path.bits for e in alone]))
+    means = np.concatenate([e.inputs.means for e in alone])
+    np.testing.assert_allclose(together.inputs.means, means, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -285,6 +288,39 @@ def scores_like_scikit_learn(engine, kinds, attacks, benign, estimator=None):
     np.testing.assert_allclose(
         np.clip(answers.scores, -end, end), expected, atol=1e-6 if "likelihoods" not in features.kinds[-1] else 1e-4
     )
+
+
+@needs_kernel
+@pytest.mark.parametrize("kinds", ["inputs", "bits+gates+margins", "all"])
+@pytest.mark.parametrize("units", [0, 5])
+def test_the_compiled_score_of_another_engines_evidence_is_scikit_learns_own(kinds, units):
+    spec, few = ImageSpec(9, 9, 1), convolution(60, 2)  # one gate reads far more channels than there are filters
+    backbone = nn.Sequential(convolution(1, 60), few, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 5))
+    network = settled(backbone, tensor(spec))
+    evidence = MaskedEngine(network, CPU).answer(smooth_images(spec, 80, seed=2)).evidence
+    features = features_named(kinds, EvidenceShape.of(evidence)).fit(rows_of(evidence))
+    classifier = (network_of(units) if units else default_estimator()).fit(features.of(evidence), np.arange(80) % 3)
+    score = folded_score(classifier, features)
+    others = MaskedEngine(network, CPU).answer(smooth_images(spec, 7, seed=1)).evidence
+
+    found = KernelScore(score)(others)
+
+    np.testing.assert_allclose(found, score.of(others), atol=1e-6 if kinds != "all" else 1e-4)
+
+
+@needs_kernel
+def test_the_kernel_takes_no_score_of_another_network():
+    spec = ImageSpec(9, 9, 1)
+    programs, scores = [], []
+    for name in ("resnet8", "resnet20"):
+        network = settled(build_network(name, 1, 5), tensor(spec))
+        evidence = MaskedEngine(network, CPU).answer(smooth_images(spec, 20)).evidence
+        features = features_named("inputs", EvidenceShape.of(evidence)).fit(rows_of(evidence))
+        programs.append(program_of(network, spec))
+        scores.append(folded_score(default_estimator().fit(features.of(evidence), np.arange(20) % 2), features))
+
+    with pytest.raises(EngineError, match="expected a score of a network with EvidenceShape"):
+        KernelEngine(programs[0], scores[1])
 
 
 class Ordinary(nn.Module):

@@ -51,6 +51,7 @@ def test_what_a_gate_reads_counts_for_its_layer_and_for_none_of_its_filters(expl
         why = explainer.explain(pixels)
         assert why.base + sum(why.parts.values()) == pytest.approx(why.score, abs=1e-4)
         assert all(abs(layer.part) > 0 for layer in why.layers)
+        assert why.least_usual
         assert [state.part for state in why.least_usual] == [0] * len(why.least_usual)
 
 

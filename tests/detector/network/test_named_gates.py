@@ -92,7 +92,10 @@ def test_it_learns_and_is_counted_folded_and_encoded_like_a_traced_one(example):
     )
     folded = fold_normalisation(network)
     torch.testing.assert_close(folded(example), network(example))
-    assert len(encode(network, example)) == 2
+    evidence = encode(network, example)
+    assert len(evidence) == 2
+    assert evidence.inputs.reads == network.reads
+    assert evidence.inputs.means.shape == (2, sum(network.reads.values()))
 
 
 def test_an_untraceable_network_without_names_is_told_how_to_name_them(example):

@@ -116,7 +116,7 @@ def test_a_column_of_inputs_is_the_mean_of_the_channel_that_its_gate_reads(netwo
 
     column = features.columns().index(Column("inputs", layer, 5))
 
-    assert dict(network.reads)[layer] == read[0].shape[1]
+    assert network.reads[layer] == read[0].shape[1]
     np.testing.assert_allclose(features.of(evidence)[:, column], read[0][:, 5].numpy(), rtol=1e-5)
 
 

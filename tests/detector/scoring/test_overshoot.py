@@ -15,8 +15,8 @@ LAYERS = {"a": 4, "b": 2}
 
 
 def sample(logits, gates, ids):
-    logits, gates = np.float32(logits), np.float32(gates)
-    return Sample(EvidenceShape(2, LAYERS).evidence(np.concatenate([logits, gates], axis=1)), np.asarray(ids))
+    rows = np.float32(np.concatenate([logits, gates, 2 * np.asarray(gates)], axis=1))
+    return Sample(EvidenceShape(2, LAYERS, LAYERS).evidence(rows), np.asarray(ids))
 
 
 def clean_images(count, seed=0):
@@ -51,6 +51,7 @@ def test_an_attack_is_carried_on_along_its_own_change():
         found.evidence.class_logits, stopped.evidence.class_logits + lengths[:, None] * change, atol=1e-3
     )
     np.testing.assert_array_equal(found.evidence.path.bits, found.evidence.gate_logits > 0)
+    np.testing.assert_allclose(found.evidence.inputs.means, 2 * found.evidence.gate_logits, atol=1e-5)
 
 
 def test_each_attacked_image_is_held_against_its_own_clean_image():
