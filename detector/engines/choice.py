@@ -42,8 +42,8 @@ _SECONDS = 0.3
 _REPETITIONS = 9
 # On a processor an engine this many times slower than another one for one image does not catch up with it in a batch.
 _HOPELESS = 4.0
-# What exact means: path bits may differ only where a gate logit is this close to zero, class logits, and what gates read,
-# by this much.
+# What exact means: path bits may differ only where a gate logit is this close to zero, class logits and gate inputs by
+# this much.
 GATE_TOLERANCE = 1e-4
 LOGIT_TOLERANCE = 1e-4
 # Of a score; columns of likelihoods are float32, and no rounding is like another.
