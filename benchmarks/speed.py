@@ -78,8 +78,8 @@ VGG16 = ((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3)
 # Network -> side of its images, classes; bars of eager, best engine, batch 32.
 SIZES = {"resnet20": (32, 10), "resnet56": (32, 10), "resnet18": (224, 1000), "vgg16": (224, 1000)}
 PARTS = (*SIZES, "layers", "gpu", "curves")
-# Classes -> what the score reads: of ten, as in the bundle that `pathguard serve` starts by default. How much better the
-# best other class explains a path is asked of every class: with a thousand of them that costs more than it is worth.
+# Classes -> what the score reads: of ten, as in the bundle that `pathguard serve` starts by default. How much better
+# the best other class explains a path is asked of every class: with a thousand that costs more than it is worth.
 FEATURES = {10: "bits+gates+margins+doubts+path-likelihoods+gate-likelihoods", 1000: "bits+gates+margins"}
 DEPTHS = {"resnet20": 20, "resnet56": 56}
 EAGER_BARS = {"resnet20": 0.9, "resnet56": 0.8, "resnet18": 0.7, "vgg16": 0.7}
