@@ -207,7 +207,7 @@ def imitate(
     centre, scale = inputs[fitted].mean(dim=0), inputs[fitted].std(dim=0).clamp_min(1e-6)
     targets = torch.from_numpy((wanted - mean) / spread).float()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # not those of GPUs, which nobody draws from here
         network = nn.Sequential(
             nn.Linear(inputs.shape[1], width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1)
         )
