@@ -28,6 +28,16 @@ from detector.bundle import MANIFEST, Bundle
 from detector.files import write_whole
 from detector.stages import NETWORK_CHECKPOINTS
 
+# Chosen on the fitting split: docs/detection.md.
+FIT = (
+    "--features gates+inputs+margins+doubts+path-likelihoods+gate-likelihoods --classifier mlp --overshoot yes --benign"
+)
+# Of bundles that were not fitted anew since. What ships of them gave benign kinds a fifth of the weight.
+FORMER_FIT = (
+    "--features bits+gates+margins+doubts+path-likelihoods+gate-likelihoods "
+    "--classifier multinomial-0.01 --overshoot yes --benign"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -43,6 +53,7 @@ class Recipe:
         published: or the network and its published weights: `resnet56 resnet56-4bfd9763.th`.
         hardened: or the bundle whose decoupled network is hardened instead of decoupling one.
         harden: options of `pathguard harden`.
+        fit: options of `pathguard fit`.
         seed: of all stages.
     """
 
@@ -55,6 +66,7 @@ class Recipe:
     published: str = ""
     hardened: str = ""
     harden: str = ""
+    fit: str = FIT
     seed: int = 0
 
 
@@ -88,9 +100,6 @@ class Taken:
     peak_gb: float
 
 
-# Chosen on the fitting split: docs/detection.md. What ships was fitted when benign kinds had a fifth of the weight.
-FIT = "--classifier multinomial-0.01 --overshoot yes --benign"
-
 CIFAR10 = Recipe(
     data="cifar10",
     train="--network resnet20 --epochs 60 --cycles 2 --learning-rate 0.15",
@@ -114,10 +123,11 @@ SHIPPED: Mapping[str, Recipe] = {
         decouple="--keep 0.7 --epochs 12 --settle 0",
         attacks="fgsm,pgd,pgd-2,pgd-l2,deepfool,cw",
         limit=2000,
+        fit=FORMER_FIT,
     ),
     "cifar10-resnet20": replace(
         CIFAR10, decouple="--keep 0.7 --epochs 16 --settle 0",
-        attacks="fgsm,pgd,pgd-2,pgd-l2,pgd-end,pgd-end-2,pgd-l2-end,deepfool,cw",
+        attacks="fgsm,pgd,pgd-2,pgd-l2,pgd-end,pgd-end-2,pgd-l2-end,deepfool,cw", fit=FORMER_FIT,
     ),
     **{
         f"cifar10-resnet20-seed{seed}": replace(CIFAR10, train="", backbone="cifar10-resnet20", seed=seed)
@@ -211,7 +221,7 @@ def detected(name: str, folders: Folders) -> Bundle:
     decoupled(name, folders)
     if Bundle(folder).manifest.detector is None:
         images = attacked(name, folders)
-        _run(f"fit --bundle {folder} --attacks {images} {FIT} --seed {SHIPPED[name].seed}", folders)
+        _run(f"fit --bundle {folder} --attacks {images} {SHIPPED[name].fit} --seed {SHIPPED[name].seed}", folders)
     return Bundle(folder)
 
 
