@@ -95,7 +95,12 @@ LARGER = replace(
 )  # fmt: skip
 # For networks that withstand attackers, so that these take all their steps, and no other detectors.
 HARDENED = replace(FULL, name="hardened", baselines=False, adaptive=replace(FULL.adaptive, images=100))
-PROTOCOLS: Mapping[str, Protocol] = {protocol.name: protocol for protocol in (QUICK, FULL, LARGER, HARDENED)}
+# The longest search, by the two descents that get furthest, and little else.
+INSISTENT = replace(
+    QUICK, name="insistent", matrix=2, corrupted_images=10, severities=(1,), baselines=False, shots=(),
+    adaptive=Trial(50, 1000, 10, {"adaptive-joint": {}, "adaptive-selective": {}}, (8,)),
+)  # fmt: skip
+PROTOCOLS: Mapping[str, Protocol] = {protocol.name: protocol for protocol in (QUICK, FULL, LARGER, HARDENED, INSISTENT)}
 
 
 def protocol_named(name: str) -> Protocol:

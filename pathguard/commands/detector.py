@@ -142,7 +142,9 @@ def _decoded(files: list[Path], spec: "ImageSpec") -> Iterator["Pixels"]:
 def evaluate(
     bundle: BundleDir,
     attacks: AttackDir,
-    protocol: Annotated[str, typer.Option(help="How much of everything: quick, full, larger or hardened.")] = "quick",
+    protocol: Annotated[
+        str, typer.Option(help="How much of everything: quick, full, larger, hardened or insistent.")
+    ] = "quick",
     out: Annotated[Path | None, typer.Option(help="Folder for the report; else ATTACKS/evaluation.")] = None,
     adaptive: Annotated[bool, typer.Option(help="Let attackers loose who know the detector.")] = True,
     foreign: Annotated[

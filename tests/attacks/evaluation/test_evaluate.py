@@ -170,5 +170,7 @@ def test_attacks_on_another_network_are_not_judged_by(judged, digits, tmp_path):
 
 
 def test_an_unknown_protocol_is_refused():
-    with pytest.raises(RequestError, match="expected a protocol of quick, full, larger, hardened; got 'endless'"):
+    with pytest.raises(
+        RequestError, match="expected a protocol of quick, full, larger, hardened, insistent; got 'endless'"
+    ):
         protocol_named("endless")
