@@ -95,10 +95,10 @@ LARGER = replace(
 )  # fmt: skip
 # For networks that withstand attackers, so that these take all their steps, and no other detectors.
 HARDENED = replace(FULL, name="hardened", baselines=False, adaptive=replace(FULL.adaptive, images=100))
-# The longest search, by the two descents that get furthest, and little else.
+# The longest search, by one descent, whose steps follow one of two gradients at a time, and little else.
 INSISTENT = replace(
     QUICK, name="insistent", matrix=2, corrupted_images=10, severities=(1,), baselines=False, shots=(),
-    adaptive=Trial(50, 1000, 10, {"adaptive-joint": {}, "adaptive-selective": {}}, (8,)),
+    adaptive=Trial(50, 1000, 10, {"adaptive-selective": {}}, (8,)),
 )  # fmt: skip
 PROTOCOLS: Mapping[str, Protocol] = {protocol.name: protocol for protocol in (QUICK, FULL, LARGER, HARDENED, INSISTENT)}
 
