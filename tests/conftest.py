@@ -1,6 +1,8 @@
 """Fixed seeds and one torch thread in every test; small real images (scikit-learn's digits) for the chain."""
 
 import logging
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -36,8 +38,26 @@ def _repeatable() -> None:
     root.handlers[:] = [handler for handler in root.handlers if type(handler) is not logging.StreamHandler]
 
 
+def in_a_process_of_its_own(function: Callable[..., None], *texts: object) -> int:
+    """Call a function of a module of tests in a fresh Python, and give its exit code, negative for a signal.
+
+    A fork of this process would take over locks that other threads hold, of gRPC's for one, and wait for them forever.
+    """
+    code = (
+        "import importlib, sys, torch; torch.set_num_threads(1); "
+        "getattr(importlib.import_module(sys.argv[1]), sys.argv[2])(*sys.argv[3:])"
+    )
+    called = [function.__module__, function.__qualname__, *map(str, texts)]
+    return subprocess.run([sys.executable, "-c", code, *called], cwd=Path(__file__).parent.parent).returncode
+
+
 @pytest.fixture(scope="session")
 def digits() -> Splits:
+    """As `digit_splits`."""
+    return digit_splits()
+
+
+def digit_splits() -> Splits:
     """1,797 real photos of handwritten digits, 8 x 8 grey, cut like every other set."""
     source = load_digits()
     pixels = np.round(source.images * (255 / 16)).astype(np.uint8)[..., None]

@@ -1,6 +1,7 @@
 import os
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from attacks.store import AttackStore, Origin, ShardKey
 from detector.bundle import Bundle
 from detector.errors import ArtifactError, DataError, RequestError
 from detector.paths.features import ALL, FEATURES
-from tests.conftest import untrained_bundle
+from tests.conftest import digit_splits, in_a_process_of_its_own, untrained_bundle
 
 RECIPE = [RECIPES["fgsm"]]
 
@@ -68,30 +69,31 @@ def test_an_interrupted_run_repeats_nothing_and_ends_with_the_same_files(decoupl
     assert not set(list(whole)[:2]) & set(crafted)
 
 
-@pytest.mark.parametrize(("owner", "name"), [(AttackStore, "write"), (os, "replace"), (AttackStore, "note")])
-def test_a_run_killed_in_the_middle_of_a_shard_goes_on_to_the_same_files(
-    decoupled_bundle, digits, tmp_path, owner, name
-):
-    def run(folder):
-        make_attacks(decoupled_bundle, digits, RECIPE, folder, None, 0, 4, ignore)
+def attack_until_killed(bundle, folder, name):
+    """Attack, and be killed while the third shard is written: no handler, no clean-up."""
+    owner = os if name == "replace" else AttackStore
+    usual = getattr(owner, name)
 
     def killed_in_the_third_shard(*given):
         if "index=2" in repr(given) or "00002-" in repr(given):
             os.kill(os.getpid(), signal.SIGKILL)
         return usual(*given)
 
-    usual = getattr(owner, name)
-    child = os.fork()
-    if child == 0:  # what follows the kill is never run: no handler, no clean-up
-        setattr(owner, name, killed_in_the_third_shard)
-        run(tmp_path / "killed")
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
+    setattr(owner, name, killed_in_the_third_shard)
+    make_attacks(Bundle(Path(bundle)), digit_splits(), RECIPE, Path(folder), None, 0, 4, ignore)
+
+
+@pytest.mark.parametrize("name", ["write", "replace", "note"])
+def test_a_run_killed_in_the_middle_of_a_shard_goes_on_to_the_same_files(decoupled_bundle, digits, tmp_path, name):
+    def run(folder):
+        make_attacks(decoupled_bundle, digits, RECIPE, folder, None, 0, 4, ignore)
+
+    ended = in_a_process_of_its_own(attack_until_killed, decoupled_bundle.folder, tmp_path / "killed", name)
     finished = AttackStore(tmp_path / "killed").records()
     run(tmp_path / "killed")
     run(tmp_path / "whole")
 
-    assert os.WTERMSIG(status) == signal.SIGKILL
+    assert ended == -signal.SIGKILL
     assert len(finished) == 2
     assert AttackStore(tmp_path / "killed").records() == AttackStore(tmp_path / "whole").records()
     assert files(tmp_path / "killed") == files(tmp_path / "whole")

@@ -1,6 +1,7 @@
 import os
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from detector.network.training import (
     train_backbone,
     train_decoupled,
 )
+from tests.conftest import digit_splits, in_a_process_of_its_own
 
 SCHEDULE = Schedule(epochs=2, batch=64, learning_rate=0.05, flip=False)
 
@@ -202,19 +204,22 @@ def test_only_an_epoch_without_noise_and_with_the_share_asked_for_is_chosen(digi
     assert figures.accuracy == pytest.approx(max(f["accuracy"] for f in late) if late else seen[-1][1]["accuracy"])
 
 
+def train_until_killed(folder):
+    """Train, and be killed at the 30th step: no handler, no clean-up."""
+
+    def kill(progress):
+        if progress.step == 30:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    trained(digit_splits(), Path(folder), replace(SCHEDULE, epochs=3), kill)
+
+
 def test_a_run_killed_at_any_moment_goes_on_to_the_same_weights(digits, tmp_path):
     schedule = replace(SCHEDULE, epochs=3)
     whole = trained(digits, tmp_path / "whole", schedule)
-    child = os.fork()
-    if child == 0:  # what follows the kill is never run: no handler, no clean-up
-        trained(
-            digits, tmp_path / "killed", schedule,
-            lambda progress: progress.step == 30 and os.kill(os.getpid(), signal.SIGKILL),
-        )  # fmt: skip
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
+    ended = in_a_process_of_its_own(train_until_killed, tmp_path / "killed")
 
     resumed = trained(digits, tmp_path / "killed", schedule)
 
-    assert os.WTERMSIG(status) == signal.SIGKILL
+    assert ended == -signal.SIGKILL
     assert torch.equal(weights(whole), weights(resumed))
