@@ -66,10 +66,10 @@ class PathDetector:
         columns = {name: features.of_rows(part.rows) for name, part in attacked.items()}
         beyond: dict[str, Floats] = {}
         if self._overshoot:
+            usual = sample(clean)
             beyond = {
-                name: features.of(overshot(sample(clean), sample(part), self._seed).evidence)
-                for name, part in attacked.items()
+                name: features.of(overshot(usual, sample(part), self._seed).evidence) for name, part in attacked.items()
             }
-        passing = {name: features.of(sample.evidence) for name, sample in self._benign.items()}
+        passing = {name: features.of(kind.evidence) for name, kind in self._benign.items()}
         fitted = fit_classifier(self._classifier, features.of_rows(clean.rows), columns, self._seed, beyond, passing)
         return behind(features.of_rows, compile_score(FalseAlarmClassifier.around(fitted, 0.05)))
