@@ -36,7 +36,8 @@ from detector.interpretation.usual_paths import UsualPathsBuilder
 from detector.network.decouple import decouple
 from detector.network.networks import build_network
 from detector.paths.encoder import encode
-from detector.paths.features import EvidenceShape, features_named, rows_of
+from detector.paths.evidence_shape import EvidenceShape, rows_of
+from detector.paths.features import features_named
 from detector.scoring.classifier import default_estimator
 from detector.scoring.detector import Detector
 from detector.scoring.thresholds import Calibration

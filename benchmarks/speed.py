@@ -65,7 +65,8 @@ from detector.network.networks import build_network
 from detector.network.normalise import Normalise
 from detector.network.resnet import SmallResNet
 from detector.paths.encoder import Evidence, encode
-from detector.paths.features import EvidenceShape, features_named, rows_of
+from detector.paths.evidence_shape import EvidenceShape, rows_of
+from detector.paths.features import features_named
 from detector.scoring.classifier import default_estimator
 from detector.scoring.compiled_score import FoldedScore, folded_score
 from detector.scoring.detector import detections_of

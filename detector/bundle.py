@@ -46,7 +46,8 @@ from detector.images import ImageSpec
 from detector.interpretation.usual_paths import UsualPaths
 from detector.network.decouple import GatedNet, decouple, decouple_named
 from detector.network.networks import build_network
-from detector.paths.features import EvidenceShape, PathFeatures, kinds_named, learns
+from detector.paths.evidence_shape import EvidenceShape
+from detector.paths.features import PathFeatures, kinds_named, learns
 from detector.scoring.classifier import FalseAlarmClassifier
 from detector.scoring.saved_estimator import load_estimator, save_estimator
 from detector.scoring.thresholds import Calibration

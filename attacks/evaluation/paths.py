@@ -8,7 +8,8 @@ from torch import Tensor
 from detector.baselines.baseline import Observed, behind
 from detector.network.decouple import GatedNet
 from detector.paths.encoder import Floats, encode
-from detector.paths.features import EvidenceShape, features_named, rows_of
+from detector.paths.evidence_shape import EvidenceShape, rows_of
+from detector.paths.features import features_named
 from detector.scoring.classifier import FalseAlarmClassifier
 from detector.scoring.compiled_score import Score, compile_score
 from detector.scoring.fitting import fit_classifier

@@ -22,7 +22,7 @@ from detector.engines.program import ALIGNMENT, CONVOLVE, GATE, MAX_POOL, MEAN_P
 from detector.errors import EngineError, ImageError
 from detector.images import Pixels
 from detector.paths.encoder import Evidence
-from detector.paths.features import EvidenceShape
+from detector.paths.evidence_shape import EvidenceShape
 from detector.paths.gate_inputs import GateInputs
 from detector.paths.path_encoding import PathEncoding
 from detector.scoring.compiled_score import FoldedScore

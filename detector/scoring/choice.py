@@ -13,7 +13,8 @@ from types import MappingProxyType
 import numpy as np
 
 from detector.errors import DataError
-from detector.paths.features import FEATURES, EvidenceShape, features_named, rows_of
+from detector.paths.evidence_shape import EvidenceShape, rows_of
+from detector.paths.features import FEATURES, features_named
 from detector.scoring.classifier import FalseAlarmClassifier
 from detector.scoring.classifiers import CLASSIFIERS
 from detector.scoring.compiled_score import compile_score

@@ -10,7 +10,8 @@ from sklearn.pipeline import Pipeline
 
 from detector.errors import DataError
 from detector.paths.encoder import Evidence, Floats
-from detector.paths.features import EvidenceShape, PathFeatures, features_named, rows_of
+from detector.paths.evidence_shape import EvidenceShape, rows_of
+from detector.paths.features import PathFeatures, features_named
 from detector.scoring.classifier import FalseAlarmClassifier
 from detector.scoring.classifiers import STEP, TOLD_EACH_ATTACK, classifier_named
 from detector.scoring.compiled_score import Score, compile_score

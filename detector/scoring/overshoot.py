@@ -14,7 +14,7 @@ left out (`detector.scoring.choice`).
 import numpy as np
 
 from detector.paths.encoder import Floats
-from detector.paths.features import EvidenceShape, rows_of
+from detector.paths.evidence_shape import EvidenceShape, rows_of
 from detector.scoring.sample import Sample
 
 # By how many times the length of its change an attack is carried on: between these two, evenly in logarithms.

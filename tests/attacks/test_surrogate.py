@@ -12,7 +12,8 @@ from detector.network.decouple import decouple
 from detector.network.gates import inputs_of, logits_of
 from detector.network.networks import build_network
 from detector.paths.encoder import encode
-from detector.paths.features import FEATURES, EvidenceShape, PathFeatures, features_named, rows_of
+from detector.paths.evidence_shape import EvidenceShape, rows_of
+from detector.paths.features import FEATURES, PathFeatures, features_named
 from detector.scoring.classifier import FalseAlarmClassifier, log_odds
 from detector.scoring.dropout_network import DropoutNetwork
 

@@ -15,7 +15,8 @@ from detector.interpretation.survey import make_usual_paths
 from detector.network.decouple import decouple
 from detector.network.networks import build_network
 from detector.paths.encoder import Evidence, encode_set
-from detector.paths.features import EvidenceShape, features_named, rows_of
+from detector.paths.evidence_shape import EvidenceShape, rows_of
+from detector.paths.features import features_named
 from detector.scoring.classifier import default_estimator
 from detector.scoring.detector import Detector
 from detector.scoring.fitting import fit_classifier

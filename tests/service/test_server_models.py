@@ -11,7 +11,8 @@ import pytest
 from detector.bundle import Bundle, DetectorInfo, add_detector, recalibrate
 from detector.errors import ArtifactError
 from detector.paths.encoder import Evidence, encode_set
-from detector.paths.features import EvidenceShape, features_named, rows_of
+from detector.paths.evidence_shape import EvidenceShape, rows_of
+from detector.paths.features import features_named
 from detector.scoring.classifier import default_estimator
 from detector.scoring.detections import Detections
 from detector.scoring.detector import Detector

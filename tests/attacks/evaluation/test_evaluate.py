@@ -17,7 +17,7 @@ from attacks.store import AttackStore
 from detector.baselines.baseline import Observed
 from detector.baselines.squeezing import FeatureSqueezing
 from detector.errors import ArtifactError, RequestError
-from detector.paths.features import EvidenceShape
+from detector.paths.evidence_shape import EvidenceShape
 from detector.scoring.fitting import fit_classifier
 from detector.scoring.overshoot import overshot
 from detector.scoring.sample import Sample

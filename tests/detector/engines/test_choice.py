@@ -16,7 +16,8 @@ from detector.images import ImageSpec
 from detector.network.decouple import decouple
 from detector.network.networks import build_network
 from detector.paths.encoder import Evidence
-from detector.paths.features import EvidenceShape, features_named, rows_of
+from detector.paths.evidence_shape import EvidenceShape, rows_of
+from detector.paths.features import features_named
 from detector.paths.gate_inputs import GateInputs
 from detector.paths.path_encoding import PathEncoding
 from detector.scoring.classifier import default_estimator

@@ -18,7 +18,8 @@ from detector.errors import EngineError
 from detector.images import ImageSpec
 from detector.network.decouple import decouple
 from detector.network.networks import build_network
-from detector.paths.features import EvidenceShape, features_named, rows_of
+from detector.paths.evidence_shape import EvidenceShape, rows_of
+from detector.paths.features import features_named
 from detector.scoring.classifier import FalseAlarmClassifier, log_odds
 from detector.scoring.classifiers import classifier_named
 from detector.scoring.compiled_score import folded_score

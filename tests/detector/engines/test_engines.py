@@ -27,7 +27,8 @@ from detector.errors import EngineError, ImageError
 from detector.images import ImageSpec
 from detector.network.decouple import decouple
 from detector.network.networks import build_network
-from detector.paths.features import EvidenceShape, features_named, rows_of
+from detector.paths.evidence_shape import EvidenceShape, rows_of
+from detector.paths.features import features_named
 from detector.scoring.classifier import FalseAlarmClassifier, default_estimator, log_odds
 from detector.scoring.compiled_score import folded_score
 from detector.scoring.dropout_network import DropoutNetwork

@@ -12,7 +12,8 @@ from detector.errors import ArtifactError, ImageError, RequestError
 from detector.interpretation.explanation import UNUSUAL_SHARE, Explainer
 from detector.interpretation.forced_path import forced_path
 from detector.paths.encoder import encode
-from detector.paths.features import EvidenceShape, features_named, rows_of
+from detector.paths.evidence_shape import EvidenceShape, rows_of
+from detector.paths.features import features_named
 from detector.scoring.classifier import default_estimator
 from detector.scoring.detector import Detector
 

@@ -7,7 +7,8 @@ from detector.network.decouple import decouple
 from detector.network.networks import build_network
 from detector.paths.columns import Column
 from detector.paths.encoder import Evidence, encode, encode_set
-from detector.paths.features import FEATURES, EvidenceShape, features_named, rows_of
+from detector.paths.evidence_shape import EvidenceShape, rows_of
+from detector.paths.features import FEATURES, features_named
 from detector.paths.gate_inputs import GateInputs
 
 

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from detector.paths.features import EvidenceShape, features_named
+from detector.paths.evidence_shape import EvidenceShape
+from detector.paths.features import features_named
 from detector.paths.likelihoods import (
     MEASURES,
     gate_likelihoods,

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from detector.errors import DataError
-from detector.paths.features import EvidenceShape
+from detector.paths.evidence_shape import EvidenceShape
 from detector.scoring.choice import _half, choose, family_of
 from detector.scoring.sample import Sample
 

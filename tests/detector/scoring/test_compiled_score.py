@@ -7,7 +7,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from detector.errors import ArtifactError, RequestError
-from detector.paths.features import EvidenceShape, features_named
+from detector.paths.evidence_shape import EvidenceShape
+from detector.paths.features import features_named
 from detector.scoring.classifier import FalseAlarmClassifier, default_estimator, log_odds
 from detector.scoring.classifiers import CLASSIFIERS, classifier_named
 from detector.scoring.compiled_score import compile_score, folded_score

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from detector.errors import DataError
-from detector.paths.features import EvidenceShape
+from detector.paths.evidence_shape import EvidenceShape
 from detector.scoring.evaluation import auroc, detection_figures, false_alarm_figures
 from detector.scoring.fitting import fit_detector
 from detector.scoring.thresholds import Calibration

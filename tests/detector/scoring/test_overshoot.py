@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from detector.paths.features import EvidenceShape, features_named
+from detector.paths.evidence_shape import EvidenceShape
+from detector.paths.features import features_named
 from detector.scoring.choice import choose
 from detector.scoring.classifier import FalseAlarmClassifier
 from detector.scoring.compiled_score import compile_score
