@@ -6,10 +6,11 @@
 Judged are bundles that ship: ResNet-20 of three seeds, ResNet-56, and two hardened networks. What is missing of them is
 made by `benchmarks.shipped`; an interrupted run goes on by the same command. `full` is the protocol of that name for
 ResNet-20; ResNet-56, which takes three times as long for an image, is judged by `larger`, the hardened networks by
-`hardened`, without other detectors and by half as many images under attackers who know the detector. An evaluation is a
-record: the committed ones are those that the README and docs/detection.md tell, and are read, not made anew; one of
-another detector or another protocol is refused. Where ours is fitted anew, `--others` names a folder of its former
-records, from which the rows of other detectors are taken over: network, attacked images and fitting set are the same.
+`hardened`, without other detectors. An evaluation is a record: the committed ones are those that the README and
+docs/detection.md tell, and are read, not made anew; one of another detector or another protocol is refused. Where ours
+is fitted anew, `--others` names a folder of its former records, from which the rows of other detectors are taken over:
+network, attacked images and fitting set are the same.
+
 `--quick` trains, decouples, attacks, fits and evaluates scikit-learn's digits in a minute: it shows that the steps
 work, and its figures are held against no bar.
 

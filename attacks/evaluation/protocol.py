@@ -93,12 +93,12 @@ LARGER = replace(
     adaptive=Trial(50, 100, 2, FULL.adaptive_baselines.recipes, (2, 8)), adaptive_baselines=FULL.adaptive_costly,
     adaptive_costly=replace(FULL.adaptive_costly, images=10),
 )  # fmt: skip
-# For networks that withstand attackers, so that these take all their steps, and no other detectors.
-HARDENED = replace(FULL, name="hardened", baselines=False, adaptive=replace(FULL.adaptive, images=100))
-# The longest search, by one descent, whose steps follow one of two gradients at a time, and little else.
+# For networks that withstand attackers, so that these take all their steps: no other detectors.
+HARDENED = replace(FULL, name="hardened", baselines=False)
+# The longest search, by every descent, and little else.
 INSISTENT = replace(
     QUICK, name="insistent", matrix=2, corrupted_images=10, severities=(1,), baselines=False, shots=(),
-    adaptive=Trial(50, 1000, 10, {"adaptive-selective": {}}, (8,)),
+    adaptive=Trial(50, 1000, 10, _DESCENTS, (8,)),
 )  # fmt: skip
 PROTOCOLS: Mapping[str, Protocol] = {protocol.name: protocol for protocol in (QUICK, FULL, LARGER, HARDENED, INSISTENT)}
 
